@@ -1,0 +1,92 @@
+"""One configuration, one fold: nnU-Net's planning, preprocessing and training, run in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.training.dataset import Split, nnunet_splits, write_nnunet_raw
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A data set, and the configuration that is trained on it."""
+
+    dataset: str
+    """nnU-Net's name, `Dataset004_Hippocampus`."""
+    channel_names: Mapping[str, str]
+    labels: Mapping[str, int]
+    configuration: str
+    inherits: str
+    """The configuration of nnU-Net's plan that `configuration` departs from."""
+    changes: Mapping[str, Any]
+    """What `configuration` changes, as plans.json spells it."""
+    architecture_changes: Mapping[str, Any]
+    """Keyword arguments of the network that `configuration` changes."""
+    seed: int = 0
+
+
+def prepare(experiment: Experiment, split: Split, work: Path, processes: int = 2) -> Path:
+    """Write the raw data set, plan, add the configuration and preprocess it; returns nnU-Net's preprocessed folder.
+
+    nnunetv2 reads its folders from the environment when it is imported, so this function sets them first and must run
+    before anything else imports nnunetv2.
+    """
+    for name in ("raw", "preprocessed", "results"):
+        (work / name).mkdir(parents=True, exist_ok=True)
+        os.environ[f"nnUNet_{name}"] = str(work / name)
+    write_nnunet_raw(work / "raw" / experiment.dataset, split, dict(experiment.channel_names), dict(experiment.labels))
+
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprints,
+        plan_experiments,
+        preprocess_dataset,
+    )
+
+    number = int(experiment.dataset.removeprefix("Dataset").split("_", 1)[0])
+    extract_fingerprints([number], num_processes=processes, check_dataset_integrity=True)
+    plan_experiments([number])
+    folder = work / "preprocessed" / experiment.dataset
+    plans_file = folder / "nnUNetPlans.json"
+    plans = json.loads(plans_file.read_text())
+    plans["configurations"][experiment.configuration] = _departure(plans, experiment)
+    plans_file.write_text(json.dumps(plans, indent=2) + "\n")
+    (folder / "splits_final.json").write_text(json.dumps(nnunet_splits(split), indent=2) + "\n")
+    preprocess_dataset(number, configurations=(experiment.configuration,), num_processes=(processes,))
+    return folder
+
+
+def _departure(plans: Mapping[str, Any], experiment: Experiment) -> dict[str, Any]:
+    configuration: dict[str, Any] = {
+        "inherits_from": experiment.inherits,
+        "data_identifier": f"nnUNetPlans_{experiment.configuration}",
+        **experiment.changes,
+    }
+    if experiment.architecture_changes:
+        architecture = json.loads(json.dumps(plans["configurations"][experiment.inherits]["architecture"]))
+        architecture["arch_kwargs"].update(experiment.architecture_changes)
+        configuration["architecture"] = architecture
+    return configuration
+
+
+def train(experiment: Experiment, work: Path, hours: float, mirror: bool = True) -> Path:
+    """Train fold 0 of a prepared experiment within a time budget; returns nnU-Net's results folder.
+
+    `mirror=False` where left and right are labels of their own.
+    """
+    import torch  # after `prepare`, which sets what nnunetv2 reads when it is imported
+
+    from engines.training.trainer import Budget, BudgetTrainer
+
+    torch.manual_seed(experiment.seed)
+    folder = work / "preprocessed" / experiment.dataset
+    plans = json.loads((folder / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+    description = json.loads((folder / "dataset.json").read_text())
+    trainer = BudgetTrainer(plans, experiment.configuration, 0, description, device=torch.device("cpu"))
+    trainer.grant(Budget(hours=hours, mirror=mirror))
+    trainer.run_training()
+    return Path(trainer.output_folder).parent

@@ -1,0 +1,208 @@
+"""Jobs and deliveries: their states, and the one table of what may follow what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+
+
+class JobState(StrEnum):
+    """One stack, one model."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPOSED = "composed"
+    """Results are frozen in the spool; deliveries are due."""
+    DONE = "done"
+    """Every delivery has ended, at least one of them sent; or there was no destination."""
+    REJECTED = "rejected"
+    """The scan cannot serve; never tried again."""
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    """A person must look."""
+
+
+class DeliveryState(StrEnum):
+    """One object, one destination."""
+
+    PENDING = "pending"
+    SENDING = "sending"
+    SENT = "sent"
+    COMMITTED = "committed"
+    HELD = "held"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class JobEvent(StrEnum):
+    """What happens to a job."""
+
+    BEGIN = "begin"
+    COMPOSE = "compose"
+    FINISH = "finish"
+    REJECT = "reject"
+    RETRY_LATER = "retry_later"
+    TAKE_OVER = "take_over"
+    FAIL = "fail"
+    CANCEL = "cancel"
+    SUPERSEDE = "supersede"
+    RETRY = "retry"
+    """An operator asks again."""
+
+
+class DeliveryEvent(StrEnum):
+    """What happens to a delivery."""
+
+    BEGIN = "begin"
+    SENT = "sent"
+    COMMITTED = "committed"
+    RETRY_LATER = "retry_later"
+    TAKE_OVER = "take_over"
+    FAIL = "fail"
+    HOLD = "hold"
+    CANCEL = "cancel"
+    SUPERSEDE = "supersede"
+    RETRY = "retry"
+
+
+JOB_TRANSITIONS: Mapping[tuple[JobState, JobEvent], JobState] = MappingProxyType(
+    {
+        (JobState.QUEUED, JobEvent.BEGIN): JobState.RUNNING,
+        (JobState.RUNNING, JobEvent.BEGIN): JobState.RUNNING,
+        (JobState.RUNNING, JobEvent.COMPOSE): JobState.COMPOSED,
+        (JobState.COMPOSED, JobEvent.FINISH): JobState.DONE,
+        (JobState.RUNNING, JobEvent.REJECT): JobState.REJECTED,
+        (JobState.RUNNING, JobEvent.RETRY_LATER): JobState.QUEUED,
+        (JobState.QUEUED, JobEvent.TAKE_OVER): JobState.QUEUED,
+        (JobState.RUNNING, JobEvent.TAKE_OVER): JobState.QUEUED,
+        (JobState.QUEUED, JobEvent.FAIL): JobState.FAILED,
+        (JobState.RUNNING, JobEvent.FAIL): JobState.FAILED,
+        (JobState.COMPOSED, JobEvent.FAIL): JobState.FAILED,
+        (JobState.QUEUED, JobEvent.CANCEL): JobState.CANCELLED,
+        (JobState.RUNNING, JobEvent.CANCEL): JobState.CANCELLED,
+        (JobState.COMPOSED, JobEvent.CANCEL): JobState.CANCELLED,
+        (JobState.QUEUED, JobEvent.SUPERSEDE): JobState.CANCELLED,
+        (JobState.RUNNING, JobEvent.SUPERSEDE): JobState.CANCELLED,
+        (JobState.COMPOSED, JobEvent.SUPERSEDE): JobState.CANCELLED,
+        (JobState.FAILED, JobEvent.RETRY): JobState.QUEUED,
+        (JobState.CANCELLED, JobEvent.RETRY): JobState.QUEUED,
+        (JobState.REJECTED, JobEvent.RETRY): JobState.QUEUED,
+    }
+)
+
+DELIVERY_TRANSITIONS: Mapping[tuple[DeliveryState, DeliveryEvent], DeliveryState] = MappingProxyType(
+    {
+        (DeliveryState.PENDING, DeliveryEvent.BEGIN): DeliveryState.SENDING,
+        (DeliveryState.SENDING, DeliveryEvent.BEGIN): DeliveryState.SENDING,
+        (DeliveryState.SENDING, DeliveryEvent.SENT): DeliveryState.SENT,
+        (DeliveryState.SENT, DeliveryEvent.COMMITTED): DeliveryState.COMMITTED,
+        (DeliveryState.SENDING, DeliveryEvent.RETRY_LATER): DeliveryState.PENDING,
+        (DeliveryState.PENDING, DeliveryEvent.TAKE_OVER): DeliveryState.PENDING,
+        (DeliveryState.SENDING, DeliveryEvent.TAKE_OVER): DeliveryState.PENDING,
+        (DeliveryState.PENDING, DeliveryEvent.FAIL): DeliveryState.FAILED,
+        (DeliveryState.SENDING, DeliveryEvent.FAIL): DeliveryState.FAILED,
+        (DeliveryState.PENDING, DeliveryEvent.HOLD): DeliveryState.HELD,
+        (DeliveryState.SENDING, DeliveryEvent.HOLD): DeliveryState.HELD,
+        (DeliveryState.PENDING, DeliveryEvent.CANCEL): DeliveryState.CANCELLED,
+        (DeliveryState.HELD, DeliveryEvent.CANCEL): DeliveryState.CANCELLED,
+        (DeliveryState.PENDING, DeliveryEvent.SUPERSEDE): DeliveryState.CANCELLED,
+        (DeliveryState.SENDING, DeliveryEvent.SUPERSEDE): DeliveryState.CANCELLED,
+        (DeliveryState.HELD, DeliveryEvent.SUPERSEDE): DeliveryState.CANCELLED,
+        (DeliveryState.FAILED, DeliveryEvent.RETRY): DeliveryState.PENDING,
+        (DeliveryState.HELD, DeliveryEvent.RETRY): DeliveryState.PENDING,
+        (DeliveryState.CANCELLED, DeliveryEvent.RETRY): DeliveryState.PENDING,
+        (DeliveryState.SENT, DeliveryEvent.RETRY): DeliveryState.PENDING,
+    }
+)
+
+
+class ObjectKind(StrEnum):
+    """What a result object is; the order is the order of sending."""
+
+    SEG = "seg"
+    SR = "sr"
+    PDF = "pdf"
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """When a refused or failed try is repeated: `first_s * 2**n` up to `longest_s`, with jitter, `tries` in all."""
+
+    first_s: float = 30.0
+    longest_s: float = 900.0
+    tries: int = 300
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A peer that results are sent to, and what it takes."""
+
+    name: str
+    ae_title: str
+    host: str
+    port: int
+    calling_ae_title: str
+    seg: str = "auto"
+    """`binary`, `labelmap`, or `auto`: LABELMAP where rows * columns % 8 != 0 and the peer takes it, else BINARY (RES-2)."""
+    sr: bool = True
+    pdf: bool = True
+    retry: RetryPolicy = RetryPolicy()
+    network_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stack, one model, its destinations, its state."""
+
+    id: int
+    series_id: int
+    revision: int
+    volume_id: str
+    model: str
+    model_digest: str
+    config_digest: str
+    destinations: tuple[str, ...]
+    priority: int
+    state: JobState
+    attempt: int
+    starts: int
+    reason: str
+    created_at: datetime
+    due_at: datetime
+
+
+@dataclass(frozen=True)
+class ResultObject:
+    """One composed object, frozen in the spool (RES-21)."""
+
+    id: int
+    job_id: int
+    kind: ObjectKind
+    variant: str
+    """Which of the forms that destinations may need: `binary`, `labelmap`, `comprehensive3d-binary`, ..."""
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One kind of object, one destination, its state; which variant was sent is known once it was."""
+
+    id: int
+    job_id: int
+    kind: ObjectKind
+    destination: str
+    state: DeliveryState
+    attempt: int
+    starts: int
+    tries: int
+    reason: str
+    due_at: datetime
+    sent_sop_instance_uid: str = ""
