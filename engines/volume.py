@@ -1,6 +1,6 @@
 """Voxels that know where they lie: the grid, the volume and the label map.
 
-Index order is (k, j, i) for arrays (D, H, W); the world is DICOM patient space, LPS, in millimetres (PS3.3 C.7.6.2.1.1).
+Index order is (k, j, i) for arrays (D, H, W); the world is DICOM patient space: LPS, mm (PS3.3 C.7.6.2.1.1).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ HilumError
         InvalidInstanceUid     0x0117
     Unsuitable             the job is REJECTED and never tried again
     Transient              tried again with backoff
-        PeerUnavailable        SpoolFull        DeviceBusy
+        PeerUnavailable        SpoolFull        DeviceBusy        JournalUnavailable
     PermanentlyRefused     the delivery is FAILED: the peer said that it will never take the object
 
 Anything else is a bug: the job is FAILED with its traceback in the journal.
@@ -35,13 +35,16 @@ class Refused(HilumError):
         The C-STORE status to answer (PS3.4 table B.2-1, PS3.7 annex C).
     comment
         At most 64 characters for (0000,0902) ErrorComment, never a value from the data set.
+    element
+        The tag for (0000,0901) OffendingElement, group in the upper 16 bits; None where no single one is to blame.
     """
 
     status = 0xC000
 
-    def __init__(self, comment: str) -> None:
+    def __init__(self, comment: str, element: int | None = None) -> None:
         super().__init__(comment)
         self.comment = comment[:64]
+        self.element = element
 
 
 class OutOfResources(Refused):
@@ -99,6 +102,10 @@ class SpoolFull(Transient):
 
 class DeviceBusy(Transient):
     """The device has no room for the case now."""
+
+
+class JournalUnavailable(Transient):
+    """The data base does not answer, or cannot be written now; what was being done is taken over once it can."""
 
 
 class PermanentlyRefused(HilumError):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.training.budget import Budget
 from engines.training.dataset import Split, nnunet_splits, write_nnunet_raw
 
 
@@ -33,12 +34,17 @@ class Experiment:
 def prepare(experiment: Experiment, split: Split, work: Path, processes: int = 2) -> Path:
     """Write the raw data set, plan, add the configuration and preprocess it; returns nnU-Net's preprocessed folder.
 
+    A folder that is preprocessed already is left as it is.
+
     nnunetv2 reads its folders from the environment when it is imported, so this function sets them first and must run
     before anything else imports nnunetv2.
     """
     for name in ("raw", "preprocessed", "results"):
         (work / name).mkdir(parents=True, exist_ok=True)
         os.environ[f"nnUNet_{name}"] = str(work / name)
+    folder = work / "preprocessed" / experiment.dataset
+    if (folder / "splits_final.json").is_file():
+        return folder
     write_nnunet_raw(work / "raw" / experiment.dataset, split, dict(experiment.channel_names), dict(experiment.labels))
 
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
@@ -50,13 +56,12 @@ def prepare(experiment: Experiment, split: Split, work: Path, processes: int = 2
     number = int(experiment.dataset.removeprefix("Dataset").split("_", 1)[0])
     extract_fingerprints([number], num_processes=processes, check_dataset_integrity=True)
     plan_experiments([number])
-    folder = work / "preprocessed" / experiment.dataset
     plans_file = folder / "nnUNetPlans.json"
     plans = json.loads(plans_file.read_text())
     plans["configurations"][experiment.configuration] = _departure(plans, experiment)
     plans_file.write_text(json.dumps(plans, indent=2) + "\n")
-    (folder / "splits_final.json").write_text(json.dumps(nnunet_splits(split), indent=2) + "\n")
     preprocess_dataset(number, configurations=(experiment.configuration,), num_processes=(processes,))
+    (folder / "splits_final.json").write_text(json.dumps(nnunet_splits(split), indent=2) + "\n")
     return folder
 
 
@@ -73,20 +78,23 @@ def _departure(plans: Mapping[str, Any], experiment: Experiment) -> dict[str, An
     return configuration
 
 
-def train(experiment: Experiment, work: Path, hours: float, mirror: bool = True) -> Path:
-    """Train fold 0 of a prepared experiment within a time budget; returns nnU-Net's results folder.
+def train(experiment: Experiment, work: Path, stretches: Sequence[Budget]) -> Path:
+    """Train fold 0 of a prepared experiment, one stretch after the other; returns nnU-Net's results folder.
 
-    `mirror=False` where left and right are labels of their own.
+    A run that was stopped goes on where it was.
     """
     import torch  # after `prepare`, which sets what nnunetv2 reads when it is imported
 
-    from engines.training.trainer import Budget, BudgetTrainer
+    from engines.training.trainer import BudgetTrainer
 
     torch.manual_seed(experiment.seed)
     folder = work / "preprocessed" / experiment.dataset
-    plans = json.loads((folder / "nnUNetPlans.json").read_text()) | {"continue_training": False}
     description = json.loads((folder / "dataset.json").read_text())
-    trainer = BudgetTrainer(plans, experiment.configuration, 0, description, device=torch.device("cpu"))
-    trainer.grant(Budget(hours=hours, mirror=mirror))
-    trainer.run_training()
+    for budget in stretches:
+        plans = json.loads((folder / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+        trainer = BudgetTrainer(plans, experiment.configuration, 0, description, device=torch.device("cpu"))
+        trainer.grant(budget)
+        trainer.resume()
+        if trainer.current_epoch < budget.epochs:
+            trainer.run_training()
     return Path(trainer.output_folder).parent

@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
+
+MANUFACTURER = "Hilum"
+"""(0008,0070) of everything that this product writes, and of its item in ContributingEquipmentSequence (NET-36)."""
+MODEL_NAME = "Hilum"
+"""(0008,1090) beside `MANUFACTURER`; both together say that an object is a result of this product."""
 
 
 class InstanceState(StrEnum):
@@ -35,7 +41,8 @@ class Sender:
 class ReceivedInstance:
     """One SOP Instance kept on disk, exactly as received.
 
-    `crc32` is over the data set bytes that were received, without preamble and file meta.
+    `length` and `crc32` are of the data set bytes that were received, without preamble and file meta; the data set is
+    the last `length` bytes of the file.
     """
 
     sop_instance_uid: str
@@ -52,6 +59,39 @@ class ReceivedInstance:
     state: InstanceState = InstanceState.KEPT
     reason: str = ""
     move_originator: str = ""
+
+
+@dataclass(frozen=True)
+class KnownInstance:
+    """Bytes that the journal holds for a SOP Instance UID already (NET-12); measured as in `ReceivedInstance`."""
+
+    path: Path
+    length: int
+    crc32: int
+
+
+class CommitOutcome(StrEnum):
+    """What the journal made of a received instance (NET-12)."""
+
+    NEW = "new"
+    DUPLICATE_SAME = "duplicate_same"
+    """The same bytes are here already: nothing changes, the new file is not needed."""
+    DUPLICATE_DIFFERENT = "duplicate_different"
+    """Other bytes under a known UID: both are kept, the series has a new revision."""
+
+
+class InstanceJournal(Protocol):
+    """What the receiving station asks of the journal."""
+
+    def commit(self, instance: ReceivedInstance) -> CommitOutcome:
+        """Return once the row is durable; many callers share one commit.
+
+        A refusal or any other exception means that there is no row. The station compares bytes with `known` first; the
+        outcome DUPLICATE_SAME is for two copies that arrive at the same moment.
+        """
+
+    def known(self, sop_instance_uid: str) -> tuple[KnownInstance, ...]:
+        """Return the instances of this UID whose bytes are still kept, the newest first."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +144,10 @@ class FrameHeader:
     complex_component: str = ""
     coil: str = ""
     sequence_name: str = ""
+    cardiac_phase: float | None = None
+    """Nominal percentage of the cardiac cycle, (0020,9241)."""
+    energy: str = ""
+    """What sets apart images of one multi-energy acquisition: virtual energy in keV, or the decomposed material."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +194,19 @@ class InstanceHeader:
     own_result: bool = False
     """Written by this product (NET-36): equipment, implementation or contributing equipment says so."""
     defects: tuple[str, ...] = ()
-    """What is wrong with the pixel data or the attributes, each a word of a closed set with its detail after a colon."""
+    """What is wrong with pixel data or attributes, each a word of a closed set with its detail after a colon."""
     tags: dict[str, str] = field(default_factory=dict, hash=False)
     """Values by DICOM keyword that configured rules may ask for, as text; never patient identity."""
+
+
+@dataclass(frozen=True)
+class SourceFrame:
+    """One plane of a series and where it came from."""
+
+    header: InstanceHeader
+    frame: FrameHeader
+
+    @property
+    def sop_instance_uid(self) -> str:
+        """SOP Instance UID of the object that holds the frame."""
+        return self.header.sop_instance_uid

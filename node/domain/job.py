@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
+from typing import overload
+
+from node.errors import HilumError
 
 
 class JobState(StrEnum):
@@ -51,7 +54,9 @@ class JobEvent(StrEnum):
     CANCEL = "cancel"
     SUPERSEDE = "supersede"
     RETRY = "retry"
-    """An operator asks again."""
+    """An operator asks again: the work is repeated."""
+    RESEND = "resend"
+    """An operator asks for what was not delivered: the frozen objects are sent again (RES-21)."""
 
 
 class DeliveryEvent(StrEnum):
@@ -91,6 +96,10 @@ JOB_TRANSITIONS: Mapping[tuple[JobState, JobEvent], JobState] = MappingProxyType
         (JobState.FAILED, JobEvent.RETRY): JobState.QUEUED,
         (JobState.CANCELLED, JobEvent.RETRY): JobState.QUEUED,
         (JobState.REJECTED, JobEvent.RETRY): JobState.QUEUED,
+        (JobState.FAILED, JobEvent.RESEND): JobState.COMPOSED,
+        (JobState.DONE, JobEvent.RESEND): JobState.COMPOSED,
+        (JobState.CANCELLED, JobEvent.RESEND): JobState.COMPOSED,
+        (JobState.COMPOSED, JobEvent.RESEND): JobState.COMPOSED,
     }
 )
 
@@ -147,7 +156,7 @@ class Destination:
     port: int
     calling_ae_title: str
     seg: str = "auto"
-    """`binary`, `labelmap`, or `auto`: LABELMAP where rows * columns % 8 != 0 and the peer takes it, else BINARY (RES-2)."""
+    """`binary`, `labelmap`, or `auto`: LABELMAP where rows * columns % 8 != 0 and it is taken, else BINARY (RES-2)."""
     sr: bool = True
     pdf: bool = True
     retry: RetryPolicy = RetryPolicy()
@@ -206,3 +215,66 @@ class Delivery:
     reason: str
     due_at: datetime
     sent_sop_instance_uid: str = ""
+
+
+EXHAUSTED = "exhausted"
+"""Reason of what was tried as often as its policy allows."""
+MOST_STARTS = 3
+"""How often a process may die over one row before the row is FAILED."""
+
+ENDED_DELIVERIES = frozenset(
+    {DeliveryState.SENT, DeliveryState.COMMITTED, DeliveryState.CANCELLED, DeliveryState.FAILED}
+)
+SENT_DELIVERIES = frozenset({DeliveryState.SENT, DeliveryState.COMMITTED})
+ENDED_JOBS = frozenset({JobState.DONE, JobState.REJECTED, JobState.CANCELLED, JobState.FAILED})
+
+
+class NotAllowed(HilumError):
+    """The tables above do not know this event in this state."""
+
+
+@overload
+def advance(state: JobState, event: JobEvent) -> JobState: ...
+@overload
+def advance(state: DeliveryState, event: DeliveryEvent) -> DeliveryState: ...
+def advance(state: JobState | DeliveryState, event: JobEvent | DeliveryEvent) -> JobState | DeliveryState:
+    """The state that follows.
+
+    Raises
+    ------
+    NotAllowed
+        Where the table has no such entry.
+    """
+    if isinstance(state, JobState) and isinstance(event, JobEvent):
+        following: JobState | DeliveryState | None = JOB_TRANSITIONS.get((state, event))
+    elif isinstance(state, DeliveryState) and isinstance(event, DeliveryEvent):
+        following = DELIVERY_TRANSITIONS.get((state, event))
+    else:
+        following = None
+    if following is None:
+        raise NotAllowed(f"{event.value} is not possible while {state.value}")
+    return following
+
+
+def next_due(policy: RetryPolicy, tries: int, now: datetime, jitter: float) -> datetime | None:
+    """When to try again after `tries` failed tries, or None when that was the last (NET-23).
+
+    `first_s * 2**(tries - 1)`, at most `longest_s`, times 0.75 to 1.25 as `jitter` goes from 0 to 1, so that the
+    deliveries of an hour without PACS do not all return in one second.
+    """
+    if tries >= policy.tries:
+        return None
+    wait_s = min(policy.first_s * 2.0 ** min(tries - 1, 30), policy.longest_s)
+    return now + timedelta(seconds=wait_s * (0.75 + jitter / 2))
+
+
+def job_event(deliveries: Collection[DeliveryState]) -> JobEvent | None:
+    """What the deliveries of a COMPOSED job make of it; None while one of them is still on its way.
+
+    DONE when at least one was sent or there was no destination; CANCELLED when all were; else FAILED.
+    """
+    if not ENDED_DELIVERIES.issuperset(deliveries):
+        return None
+    if not deliveries or SENT_DELIVERIES.intersection(deliveries):
+        return JobEvent.FINISH
+    return JobEvent.FAIL if DeliveryState.FAILED in deliveries else JobEvent.CANCEL

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from node.domain.instance import FrameHeader, InstanceHeader
+from node.domain.exclusions import Exclusion, exclusion
+from node.domain.instance import InstanceHeader, SourceFrame
+from node.domain.partition import Part, condition_text, hard_parts, position_numbers, separate
+from node.domain.planes import Lattice, Misfit, StackGeometry, judge
 
+__all__ = [
+    "Dropped",
+    "FrameLabels",
+    "Lattice",
+    "PixelDigests",
+    "SourceFrame",
+    "Stack",
+    "StackGeometry",
+    "Unstackable",
+    "across_gaps",
+    "ambiguous_frames",
+    "largest_block",
+    "split",
+    "volume_id",
+]
 
-class Lattice(StrEnum):
-    """How the planes of a stack lie."""
-
-    REGULAR = "regular"
-    """One step, along the normal: the frames are the grid."""
-    SHEARED = "sheared"
-    """One step, not along the normal (gantry tilt): resampled for inference, labels mapped back."""
-    UNEVEN = "uneven"
-    """Several steps without a gap (bed overlap, variable thickness): resampled, weighted slices."""
-
-
-@dataclass(frozen=True)
-class SourceFrame:
-    """One plane of a stack and where it came from."""
-
-    header: InstanceHeader
-    frame: FrameHeader
-
-    @property
-    def sop_instance_uid(self) -> str:
-        """SOP Instance UID of the object that holds the frame."""
-        return self.header.sop_instance_uid
+PixelDigests = Mapping[tuple[str, int], str]
+"""(SOP Instance UID, frame number) to a digest of the decoded pixels; frames that are not in it are like no other."""
 
 
 @dataclass(frozen=True)
@@ -44,46 +44,6 @@ class Dropped:
     frame_number: int
     reason: str
     """`duplicate_position`, `localizer`, ... : a word of a closed set."""
-
-
-@dataclass(frozen=True)
-class StackGeometry:
-    """Where the planes of a stack lie; judged from ImagePositionPatient and ImageOrientationPatient alone.
-
-    Attributes
-    ----------
-    row_direction, column_direction
-        Unit vectors, LPS: along a row (index i grows) and along a column (index j grows).
-    normal
-        row x column, unit; the frames of a stack are in the order in which position . normal grows.
-    distances_mm
-        Position of each plane along the normal, in frame order.
-    step_mm
-        Median distance of neighbours along the normal; 0 for a single plane.
-    tilt_deg
-        Angle between the step from plane to plane and the normal.
-    """
-
-    rows: int
-    columns: int
-    pixel_spacing_mm: tuple[float, float]
-    row_direction: tuple[float, float, float]
-    column_direction: tuple[float, float, float]
-    normal: tuple[float, float, float]
-    distances_mm: tuple[float, ...]
-    step_mm: float
-    tilt_deg: float
-    lattice: Lattice
-
-    @property
-    def slice_extents_mm(self) -> tuple[float, ...]:
-        """How far along the normal each plane speaks for: half the way to both neighbours (ASM-35)."""
-        d = np.asarray(self.distances_mm)
-        if len(d) == 1:
-            return (self.step_mm,)
-        steps = np.diff(d)
-        before, after = np.concatenate(([steps[0]], steps)), np.concatenate((steps, [steps[-1]]))
-        return tuple(float(x) for x in (before + after) / 2)
 
 
 @dataclass(frozen=True)
@@ -128,3 +88,157 @@ class FrameLabels:
 
     labels: NDArray[np.uint8]
     names: Mapping[int, str]
+
+
+def split(
+    headers: Sequence[InstanceHeader], pixel_digests: PixelDigests | None = None
+) -> tuple[Stack | Unstackable, ...]:
+    """Split a series into scans (ASM-11 to ASM-36, ASM-40 to ASM-45, ASM-52).
+
+    Every frame ends in exactly one part, or in the `dropped` of one (ASM-56); the order of the headers changes nothing.
+    Equal pixels cannot be seen in headers: without digests, frames in one place that no key tells apart are
+    `ambiguous`; with the digests of those frames, equal ones are dropped (ASM-23). `pixels.split_series` does both.
+
+    Parameters
+    ----------
+    headers
+        All instances of one series, in any order.
+    pixel_digests
+        Of the frames that a first call without it called ambiguous.
+    """
+    ordered = sorted(headers, key=lambda header: (header.sop_instance_uid, repr(header)))
+    frames = [SourceFrame(header, frame) for header in ordered for frame in header.frames]
+    doubt = _series_doubt(ordered)
+    if doubt is not None:
+        return (Unstackable(tuple(frames), doubt.reason, doubt.detail, {}, quarantined=True),) if frames else ()
+    useful, useless = [], defaultdict[Exclusion, list[SourceFrame]](list)
+    for source in frames:
+        found = exclusion(source)
+        if found is None:
+            useful.append(source)
+        else:
+            useless[found].append(source)
+    parts: list[Stack | Unstackable] = [
+        part for hard in hard_parts(useful) for part in _scans(hard, pixel_digests or {})
+    ]
+    parts += [
+        Unstackable(tuple(useless[why]), why.reason, why.detail, {}, why.quarantined)
+        for why in sorted(useless, key=lambda why: (why.reason, why.detail))
+    ]
+    return tuple(parts)
+
+
+def largest_block(part: Unstackable) -> Stack | Unstackable:
+    """The longest run of slices without a gap, for rules that take it (ASM-4); the frames outside it are dropped."""
+    found = judge(part.frames)
+    if not isinstance(found, Misfit) or not found.gaps:
+        return part
+    ends = [-1, *(gap.after for gap in found.gaps), len(found.order) - 1]
+    runs = [found.order[first + 1 : last + 1] for first, last in pairwise(ends)]
+    longest = max(runs, key=len)
+    block = _stack(Part(tuple(part.frames[n] for n in longest), part.keys))
+    if isinstance(block, Unstackable):
+        return part
+    outside = [part.frames[n] for run in runs if run is not longest for n in run]
+    dropped = tuple(
+        Dropped(source.sop_instance_uid, source.frame.number, "outside_largest_block") for source in outside
+    )
+    return replace(block, dropped=dropped, flags=(*block.flags, "partial"))
+
+
+def across_gaps(part: Unstackable) -> Stack | Unstackable:
+    """The scan as if nothing were missing, for rules that take it (ASM-4): uneven, and flagged as partial."""
+    found = _stack(Part(part.frames, part.keys), bear_gaps=True)
+    return replace(found, flags=(*found.flags, "partial")) if isinstance(found, Stack) else part
+
+
+def ambiguous_frames(parts: Sequence[Stack | Unstackable]) -> tuple[SourceFrame, ...]:
+    """The frames whose pixel digests could make a difference: those that share a place and that no key tells apart."""
+    doubtful = (part for part in parts if isinstance(part, Unstackable) and part.reason == "ambiguous")
+    return tuple(source for part in doubtful for source in part.frames if source.frame.position_mm is not None)
+
+
+def _series_doubt(headers: Sequence[InstanceHeader]) -> Exclusion | None:
+    """Why the series as a whole is in doubt: two patients (ASM-8), or two objects under one UID (NET-12)."""
+    studies = {header.study_instance_uid for header in headers}
+    identities = {header.identity for header in headers}
+    if len(identities) > 1 or len(studies) > 1:
+        differing = [
+            name
+            for name in ("patient_id", "issuer", "name", "birth_date")
+            if len({getattr(identity, name) for identity in identities}) > 1
+        ] + (["study_instance_uid"] if len(studies) > 1 else [])
+        return Exclusion("identity_mismatch", f"slices disagree in {', '.join(differing)}", quarantined=True)
+    uids = [header.sop_instance_uid for header in headers]
+    if len(set(uids)) != len(uids):
+        twice = len(uids) - len(set(uids))
+        return Exclusion(
+            "duplicate_uid", f"{twice} further objects under a SOP Instance UID that is taken", quarantined=True
+        )
+    return None
+
+
+def _scans(hard: Part, digests: PixelDigests) -> Iterator[Stack | Unstackable]:
+    """The scans of frames that share every hard key."""
+    single, doubles = _without_doubles(hard, digests)
+    separated = separate(single)
+    if separated is None:
+        places = position_numbers(single.frames)
+        yield Unstackable(
+            hard.frames,
+            "ambiguous",
+            f"{len(single.frames)} frames at {len(set(places))} positions, and no attribute tells them apart",
+            hard.keys,
+            quarantined=True,
+        )
+        return
+    for part in separated:
+        mine = [double for source in part.frames for double in doubles.get(_name(source), ())]
+        found = _stack(part)
+        if isinstance(found, Unstackable):
+            yield replace(found, frames=(*found.frames, *mine))
+            continue
+        dropped = tuple(Dropped(double.sop_instance_uid, double.frame.number, "duplicate_position") for double in mine)
+        yield replace(found, dropped=dropped)
+
+
+def _name(source: SourceFrame) -> tuple[str, int]:
+    return source.sop_instance_uid, source.frame.number
+
+
+def _without_doubles(hard: Part, digests: PixelDigests) -> tuple[Part, dict[tuple[str, int], list[SourceFrame]]]:
+    """Frames without those sent twice (ASM-23), and which were left out beside which.
+
+    One place, one digest and one value of every conditional key: two echoes may both be black at the edge of a scan.
+    """
+    if not digests:
+        return hard, {}
+    kept: dict[tuple[object, ...], SourceFrame] = {}
+    doubles: dict[tuple[str, int], list[SourceFrame]] = defaultdict(list)
+    by_number = sorted(
+        zip(hard.frames, position_numbers(hard.frames), strict=True),
+        key=lambda pair: (pair[0].header.instance_number or 0, *_name(pair[0])),
+    )
+    for source, place in by_number:
+        digest: object = digests.get(_name(source), _name(source))
+        first = kept.setdefault((place, digest, condition_text(source)), source)
+        if first is not source:
+            doubles[_name(first)].append(source)
+    names = {_name(source) for source in kept.values()}
+    return Part(tuple(source for source in hard.frames if _name(source) in names), hard.keys), doubles
+
+
+def _stack(part: Part, bear_gaps: bool = False) -> Stack | Unstackable:
+    """A scan of frames no two of which share a place, or why they are none."""
+    planes = judge(part.frames, bear_gaps)
+    frames = tuple(part.frames[n] for n in planes.order)
+    if isinstance(planes, Misfit):
+        return Unstackable(frames, planes.reason, planes.detail, part.keys)
+    flags = (*planes.flags, *(["lossy"] if any(source.header.lossy for source in frames) else []))
+    return Stack(frames, planes.geometry, volume_id(frames), part.keys, flags)
+
+
+def volume_id(frames: Sequence[SourceFrame]) -> str:
+    """SHA-256, hex, over the sorted SOP Instance UIDs and frame numbers (ASM-24)."""
+    lines = sorted(f"{source.sop_instance_uid}:{source.frame.number}" for source in frames)
+    return hashlib.sha256("\n".join(lines).encode("ascii", "replace")).hexdigest()

@@ -1,0 +1,310 @@
+"""hilum-models: import a trained nnU-Net model, show a bundle, segment one image with it, evaluate it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from engines.errors import EngineError
+from engines.model.bundle import Bundle, Limits, Storage, load_bundle
+
+# Torch takes seconds to import: only the commands that compute load what needs it, each inside its own function.
+
+_BACKENDS = ("openvino", "torch")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 1 where a model, device or image stands in the way."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return command(arguments)
+    except EngineError as error:
+        print(f"hilum-models: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hilum-models", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_import(commands)
+    _add_show(commands)
+    _add_segment(commands)
+    _add_evaluate(commands)
+    return parser
+
+
+def _add_import(commands: Any) -> None:
+    command = commands.add_parser(
+        "import",
+        help="make a bundle from an nnU-Net results folder",
+        description="Make a bundle from a results folder of nnU-Net v2 (plans.json, dataset.json, fold_x/checkpoint). "
+        "No pickle is executed; what is not understood is refused by name.",
+    )
+    command.set_defaults(run=_import)
+    command.add_argument("results", type=Path, help="the folder named TRAINER__PLANS__CONFIGURATION")
+    command.add_argument("--out", type=Path, required=True, help="folder of the bundle; must not exist")
+    command.add_argument("--name", required=True, help="name of the model: lower case, digits, hyphens")
+    command.add_argument("--version", required=True, help="version of the model, such as 1.0")
+    command.add_argument("--modality", action="append", required=True, help="CT or MR; may be given again")
+    command.add_argument("--card", type=Path, required=True, help="the model card, a Markdown file")
+    command.add_argument(
+        "--orientation",
+        help="axis codes of the training arrays (slice, row, column), each the patient direction that it grows "
+        "towards, such as SPL for axial DICOM or SAR for RAS NIfTI: nibabel's aff2axcodes backwards; 'any' for a "
+        "network trained on images that lie in all ways; needed unless the plan's reader is a ...WithReorient",
+    )
+    command.add_argument("--fold", action="append", help="a fold to take; may be given again; left out: all there are")
+    command.add_argument("--checkpoint", default="checkpoint_final.pth", help="file in each fold (%(default)s)")
+    command.add_argument("--storage", choices=get_args(Storage), default="float16", help="of weights (%(default)s)")
+    command.add_argument("--mirroring", action="store_true", help="average over flips: 2 to 8 times slower")
+    command.add_argument("--trainer", action="append", default=[], help="another trainer that keeps the plan's network")
+    command.add_argument("--without-postprocessing", action="store_true", help="leave nnU-Net's postprocessing out")
+    command.add_argument("--unreported", action="append", default=[], help="a label that results shall not mention")
+    command.add_argument("--intended-use", default="", help="one sentence for users and results")
+    command.add_argument("--licence", default="", help="of the weights, as an SPDX expression")
+    command.add_argument("--training-data", default="", help="what the model was trained on")
+    command.add_argument("--evaluation", type=Path, help="JSON file of measured figures: the summary of `evaluate`")
+    command.add_argument("--min-slices", type=int, help="refuse scans of fewer slices")
+    command.add_argument("--min-extent-mm", type=float, nargs=3, metavar=("LR", "AP", "SI"), help="smallest scan")
+    command.add_argument("--max-extent-mm", type=float, nargs=3, metavar=("LR", "AP", "SI"), help="largest scan")
+    command.add_argument("--max-step-mm", type=float, help="refuse scans whose slices lie further apart")
+    command.add_argument("--min-age-years", type=float, help="youngest patient")
+    command.add_argument("--json", action="store_true", help="describe the new bundle as JSON")
+
+
+def _add_show(commands: Any) -> None:
+    command = commands.add_parser(
+        "show",
+        help="verify a bundle and describe it",
+        description="Check every file of a bundle against its SHA-256, then describe the model and say which backends "
+        "can run it on this machine.",
+    )
+    command.set_defaults(run=_show)
+    command.add_argument("bundle", type=Path, help="folder of the bundle")
+    command.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_segment(commands: Any) -> None:
+    command = commands.add_parser(
+        "segment",
+        help="segment one NIfTI image",
+        description="Segment one image and write its label map on the same grid, with an ITK-SNAP label file beside.",
+    )
+    command.set_defaults(run=_segment)
+    command.add_argument("bundle", type=Path, help="folder of the bundle")
+    command.add_argument("image", type=Path, help="image file: .nii.gz, .nii, .nrrd or .mha; CT in HU")
+    command.add_argument("labels", type=Path, help="label file to write, such as labels.nii.gz")
+    _add_placement(command)
+
+
+def _add_evaluate(commands: Any) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="score a bundle on labelled images",
+        description="Segment every labelled image of a folder; report Dice and volume agreement (one less the relative "
+        "error of the volume) for each case and label, and their means.",
+    )
+    command.set_defaults(run=_evaluate)
+    command.add_argument("bundle", type=Path, help="folder of the bundle")
+    command.add_argument("--images", type=Path, required=True, help="folder of CASE.nii.gz or CASE_0000.nii.gz")
+    command.add_argument("--labels", type=Path, required=True, help="folder of CASE.nii.gz; it decides the cases")
+    command.add_argument("--out", type=Path, help="write the summary's figures here, for `import --evaluation`")
+    _add_placement(command)
+
+
+def _add_placement(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--backend", action="append", choices=_BACKENDS, help="to try, in order; left out: all")
+    command.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (%(default)s: the processor)")
+    command.add_argument("--threads", type=int, help="processor threads; left out: all that this process may use")
+    command.add_argument("--json", action="store_true", help="for programs")
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from engines.conversion.nnunet import import_results_folder
+
+    bundle = import_results_folder(
+        arguments.results,
+        arguments.out,
+        name=arguments.name,
+        version=arguments.version,
+        modalities=arguments.modality,
+        card=arguments.card,
+        orientation=arguments.orientation,
+        folds=arguments.fold,
+        checkpoint=arguments.checkpoint,
+        storage=arguments.storage,
+        mirroring=arguments.mirroring,
+        further_trainers=arguments.trainer,
+        without_postprocessing=arguments.without_postprocessing,
+        unreported=arguments.unreported,
+        limits=_limits(arguments),
+        intended_use=arguments.intended_use,
+        licence=arguments.licence,
+        training_data=arguments.training_data,
+        evaluation=_figures(arguments.evaluation),
+    )
+    _print_bundle(_described(bundle), arguments.json)
+    return 0
+
+
+def _limits(arguments: argparse.Namespace) -> Limits:
+    least, most = arguments.min_extent_mm, arguments.max_extent_mm
+    return Limits(
+        min_slices=arguments.min_slices,
+        min_extent_mm=tuple(least) if least else None,
+        max_extent_mm=tuple(most) if most else None,
+        max_step_mm=arguments.max_step_mm,
+        min_age_years=arguments.min_age_years,
+    )
+
+
+def _figures(path: Path | None) -> dict[str, float]:
+    if path is None:
+        return {}
+    try:
+        figures = json.loads(path.read_bytes())
+        return {str(name): float(value) for name, value in figures.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise EngineError(f"{path}: not a JSON object of numbers: {error}") from error
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from engines.inference.segmenter import availability
+
+    described = _described(load_bundle(arguments.bundle))
+    found = {name: availability(name) for name in _BACKENDS}
+    if arguments.json:
+        described["backends"] = {name: asdict(each) for name, each in found.items()}
+    else:
+        verdict = {True: "can run", False: "cannot run"}
+        described["backends"] = {name: f"{verdict[each.available]} ({each.reason})" for name, each in found.items()}
+    _print_bundle(described, arguments.json)
+    return 0
+
+
+def _described(bundle: Bundle) -> dict[str, Any]:
+    plan = bundle.plan
+    return {
+        "name": bundle.name,
+        "version": bundle.version,
+        "digest": bundle.digest,
+        "modalities": list(bundle.modalities),
+        "labels": {str(label): name for label, name in bundle.labels.items()},
+        "unreported": list(bundle.unreported),
+        "network": plan.architecture.network,
+        "configuration": plan.configuration,
+        "patch_size": list(plan.patch_size),
+        "spacing_mm": list(plan.spacing_mm),
+        "orientation": bundle.orientation,
+        "folds": list(bundle.folds),
+        "mirroring_axes": list(bundle.mirroring_axes),
+        "limits": asdict(bundle.limits),
+        "intended_use": bundle.intended_use,
+        "licence": bundle.licence,
+        "training_data": bundle.training_data,
+        "evaluation": dict(bundle.evaluation),
+        "folder": str(bundle.folder),
+    }
+
+
+def _print_bundle(described: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(described, indent=2, ensure_ascii=False))
+        return
+    for key, value in described.items():
+        print(f"{key.replace('_', ' '):16} {_plain(value)}")
+
+
+def _plain(value: Any) -> str:
+    """A value as a person reads it."""
+    match value:
+        case None | "":
+            return "-"
+        case dict():
+            return ", ".join(f"{key} {_plain(each)}" for key, each in value.items() if each is not None) or "-"
+        case list():
+            return " ".join(_plain(each) for each in value) or "-"
+        case float():
+            return f"{value:.4g}"
+        case _:
+            return str(value)
+
+
+def _segment(arguments: argparse.Namespace) -> int:
+    from engines.inference.segmenter import Segmenter
+    from engines.measures import label_volumes_ml
+    from engines.nifti import read_volume, write_itksnap_labels, write_label_map
+
+    bundle = load_bundle(arguments.bundle)
+    volume = read_volume(arguments.image, bundle.modalities[0])
+    with Segmenter.open(bundle, arguments.backend or _BACKENDS, arguments.device, arguments.threads) as segmenter:
+        result = segmenter.segment(volume, None if arguments.json else _say_share)
+    write_label_map(arguments.labels, result.label_map)
+    names = result.label_map.names
+    described = arguments.labels.with_name(f"{arguments.labels.name.split('.')[0]}.label.txt")
+    write_itksnap_labels(described, names, {label: _colour(label) for label in names})
+    volumes = label_volumes_ml(result.label_map.labels, volume.grid.voxel_ml)
+    report = {
+        "labels": str(arguments.labels),
+        "volumes_ml": {name: round(volumes.get(label, 0.0), 3) for label, name in names.items()},
+        "backend": result.backend,
+        "precision": result.precision,
+        "device": result.device,
+        "backend_reason": result.backend_reason,
+        "versions": result.versions,
+        "seconds": {stage: round(spent, 3) for stage, spent in result.seconds.items()},
+    }
+    _print_bundle(report, arguments.json)
+    return 0
+
+
+def _colour(label: int) -> tuple[int, int, int]:
+    """A colour far from those of the labels before: steps of the golden angle around the hue circle."""
+    import colorsys
+
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.75, 0.95)
+    return int(red * 255), int(green * 255), int(blue * 255)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from engines.inference.evaluation import evaluate, pair_cases, summary
+    from engines.inference.segmenter import Segmenter
+
+    bundle, cases = load_bundle(arguments.bundle), pair_cases(arguments.images, arguments.labels)
+    with Segmenter.open(bundle, arguments.backend or _BACKENDS, arguments.device, arguments.threads) as segmenter:
+        scores = list(evaluate(segmenter, cases, None if arguments.json else _say))
+        reason = segmenter.backend_reason
+    figures = summary(scores)
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if arguments.json:
+        listed = [{**asdict(each), "volume_agreement": each.volume_agreement} for each in scores]
+        print(json.dumps({"bundle": bundle.digest, "backend": reason, "summary": figures, "scores": listed}, indent=2))
+        return 0
+    print(f"{'case':28} {'label':24} {'Dice':>6} {'mL':>9} {'true mL':>9} {'agreement':>9}")
+    for each in scores:
+        volumes = f"{each.reported_ml:9.2f} {each.true_ml:9.2f} {each.volume_agreement:9.3f}"
+        print(f"{each.case:28} {each.name:24} {each.dice:6.3f} {volumes}")
+    for name, value in figures.items():
+        print(f"{name:53} {value:6.4g}")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _say_share(share: float) -> None:
+    """Progress on one line of a terminal; silent where nobody looks."""
+    if sys.stderr.isatty():
+        print(f"\rnetwork {100 * share:3.0f} %", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,419 @@
+"""A model on disk: `bundle.json`, weights, card and parity crop. It loads whole, every file verified, or not at all.
+
+    bundle.json          this file's `_Manifest`: what the model is, and the SHA-256 of every other file
+    fold_0.safetensors   weights of one fold, each tensor once, float16 or float32; always computed in float32
+    parity.npz           an input of the network and its float32 logits: the self-test of every backend
+    card.md              the model card: data, licence, intended use, evaluation
+    source/              plans.json and dataset.json of the nnU-Net folder that it was made from, for audit
+
+Nothing in a bundle is executed: JSON, safetensors and arrays without pickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from engines.errors import BundleError
+from engines.model.network import tensors
+from engines.model.plan import Plan
+
+MANIFEST = "bundle.json"
+SHIPPED: Path = Path(__file__).resolve().parent.parent / "bundles"
+"""The bundles that come with the program."""
+
+Storage = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a scan must have for the model to be tried (ASM-38); None sets no limit. Axes are those of the patient."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    min_slices: int | None = None
+    min_extent_mm: tuple[float, float, float] | None = None
+    """Along left-right, anterior-posterior, superior-inferior."""
+    max_extent_mm: tuple[float, float, float] | None = None
+    max_step_mm: float | None = None
+    """Largest distance between two slices."""
+    min_age_years: float | None = None
+    """Youngest patient that the model may be used for, where a card says so."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified model."""
+
+    name: str
+    version: str
+    folder: Path
+    digest: str
+    """SHA-256, hex, over plan, labels, frame, mirroring and weights: what the result depends on."""
+    modalities: tuple[str, ...]
+    labels: Mapping[int, str]
+    """Every label that the model gives, background left out."""
+    unreported: tuple[int, ...]
+    """Labels that the model gives but no result mentions, such as the body outline."""
+    plan: Plan
+    orientation: str | None
+    """Axis codes of the (D, H, W) array that the network was trained on (`Grid.axis_codes`); None: any."""
+    mirroring_axes: tuple[int, ...]
+    """Axes of the network's input over whose flips the answer is averaged; empty: none."""
+    folds: tuple[str, ...]
+    limits: Limits
+    card: Path
+    intended_use: str
+    licence: str
+    training_data: str
+    evaluation: Mapping[str, float]
+    """Measured figures by name, as the card explains them."""
+
+    def weights(self, fold: str) -> dict[str, NDArray[np.float32]]:
+        """The tensors of one fold, float32, by their key in nnU-Net's checkpoint.
+
+        Raises
+        ------
+        BundleError
+            Where a tensor is missing, unknown or of another shape than the plan's network needs.
+        """
+        return _read_weights(self.folder / _weights_name(fold), self.plan)
+
+    def parity(self) -> ParityCrop:
+        """The stored self-test."""
+        return read_parity(self.folder / "parity.npz")
+
+
+@dataclass(frozen=True, eq=False)
+class ParityCrop:
+    """What the network answered, in float32 by the reference backend, when the bundle was made.
+
+    Attributes
+    ----------
+    image
+        float32, (C, *patch), normalised units.
+    logits
+        float32, (outputs, ...): the answer of the first fold at every `step`-th voxel of each axis.
+    """
+
+    image: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    step: int
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a new bundle is made of, but for its files' digests."""
+
+    name: str
+    version: str
+    modalities: tuple[str, ...]
+    labels: Mapping[int, str]
+    plan: Plan
+    card: str
+    weights: Mapping[str, Mapping[str, NDArray[np.float32]]]
+    """Tensors by key, by fold."""
+    storage: Storage
+    parity: ParityCrop
+    source: Mapping[str, bytes]
+    """Files to keep for audit, by name."""
+    orientation: str | None = None
+    mirroring_axes: tuple[int, ...] = ()
+    unreported: tuple[int, ...] = ()
+    limits: Limits = Limits()
+    intended_use: str = ""
+    licence: str = ""
+    training_data: str = ""
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """A bundle, every file of it verified.
+
+    Raises
+    ------
+    BundleError
+        Where anything is missing, changed, unknown or does not fit; the message names the file (SEC-10).
+    """
+    manifest = _read_manifest(folder)
+    _verify_files(folder, manifest)
+    bundle = Bundle(
+        name=manifest.name,
+        version=manifest.version,
+        folder=folder,
+        digest=_digest(manifest),
+        modalities=manifest.modalities,
+        labels=MappingProxyType(dict(manifest.labels)),
+        unreported=manifest.unreported,
+        plan=manifest.plan,
+        orientation=manifest.orientation,
+        mirroring_axes=manifest.mirroring_axes,
+        folds=manifest.folds,
+        limits=manifest.limits,
+        card=folder / "card.md",
+        intended_use=manifest.intended_use,
+        licence=manifest.licence,
+        training_data=manifest.training_data,
+        evaluation=MappingProxyType(dict(manifest.evaluation)),
+    )
+    _check_consistency(bundle)
+    return bundle
+
+
+def find_bundles(folders: Sequence[Path]) -> dict[str, Bundle]:
+    """Every bundle that lies directly in one of the folders, by name.
+
+    Raises
+    ------
+    BundleError
+        Where a folder is missing, a bundle does not load, or two have one name.
+    """
+    found: dict[str, Bundle] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise BundleError(f"{folder}: there is no such folder of models")
+        for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
+            bundle = load_bundle(manifest.parent)
+            if bundle.name in found:
+                raise BundleError(f"{bundle.folder} and {found[bundle.name].folder} are both named {bundle.name}")
+            found[bundle.name] = bundle
+    return found
+
+
+def write_bundle(folder: Path, contents: Contents) -> Bundle:
+    """Write a new bundle, all of it or nothing, and load it again.
+
+    Raises
+    ------
+    BundleError
+        Where the folder exists, weights do not fit the storage type, or the parts do not fit each other.
+    """
+    if folder.exists():
+        raise BundleError(f"{folder}: exists already; choose another folder or remove it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        draft = Path(scratch) / folder.name
+        _write_files(draft, contents)
+        text = json.dumps(_manifest(draft, contents).model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (draft / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        load_bundle(draft)
+        draft.rename(folder)
+    return load_bundle(folder)
+
+
+def _write_files(folder: Path, contents: Contents) -> None:
+    (folder / "source").mkdir(parents=True)
+    for fold, tensors_of_fold in contents.weights.items():
+        save_file(stored_tensors(tensors_of_fold, contents.storage), folder / _weights_name(fold))
+        (folder / _weights_name(fold)).chmod(0o644)  # safetensors writes for the owner alone
+    write_parity(folder / "parity.npz", contents.parity)
+    (folder / "card.md").write_text(contents.card, encoding="utf-8")
+    for name, data in contents.source.items():
+        (folder / "source" / name).write_bytes(data)
+
+
+def read_parity(path: Path) -> ParityCrop:
+    """A stored self-test; pickled arrays are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            image, logits = arrays["image"].astype(np.float32), arrays["logits"].astype(np.float32)
+            return ParityCrop(image, logits, int(arrays["step"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"{path}: not a parity crop: {error}") from error
+
+
+def write_parity(path: Path, crop: ParityCrop) -> None:
+    """Store a self-test; the image must survive float16, in which it is kept."""
+    image = crop.image.astype(np.float16)
+    if not np.array_equal(image.astype(np.float32), crop.image):
+        raise BundleError(f"{path}: the image of a parity crop must be exact in float16")
+    np.savez_compressed(path, image=image, logits=crop.logits.astype(np.float32), step=np.int64(crop.step))
+
+
+def _plain_name(name: str) -> str:
+    """A file inside the bundle: no absolute path and no way out."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or "\\" in name or any(part in ("..", "") for part in name.split("/")):
+        raise ValueError(f"{name!r} does not name a file inside the bundle")
+    return name
+
+
+def _axis_codes(codes: str | None) -> str | None:
+    if codes is not None and (len(codes) != 3 or any(not set(codes) & set(pair) for pair in ("LR", "PA", "SI"))):
+        raise ValueError(f"{codes!r} does not name three patient axes, as in SPL")
+    return codes
+
+
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_FileName = Annotated[str, AfterValidator(_plain_name)]
+
+
+class _Manifest(BaseModel):
+    """bundle.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{1,32}$")]
+    modalities: Annotated[tuple[str, ...], Field(min_length=1)]
+    labels: dict[int, str]
+    unreported: tuple[int, ...] = ()
+    orientation: Annotated[str | None, AfterValidator(_axis_codes)] = None
+    mirroring_axes: tuple[int, ...] = ()
+    folds: Annotated[tuple[Annotated[str, Field(pattern=r"^(all|[0-9]{1,2})$")], ...], Field(min_length=1)]
+    limits: Limits = Limits()
+    intended_use: str
+    licence: str
+    training_data: str
+    evaluation: dict[str, float] = {}
+    plan: Plan
+    files: dict[_FileName, _Sha256]
+
+
+def _weights_name(fold: str) -> str:
+    return f"fold_{fold}.safetensors"
+
+
+def _read_manifest(folder: Path) -> _Manifest:
+    path = folder / MANIFEST
+    try:
+        return _Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}: this folder is not a bundle") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path}: {where}: {first['msg']} ({error.error_count()} in all)") from error
+
+
+def _verify_files(folder: Path, manifest: _Manifest) -> None:
+    needed = {"card.md", "parity.npz", *(_weights_name(fold) for fold in manifest.folds)}
+    unlisted = sorted(needed - set(manifest.files))
+    if unlisted:
+        raise BundleError(f"{folder / MANIFEST}: files: {unlisted[0]} is not listed")
+    for name, expected in manifest.files.items():
+        if _sha256(folder / name) != expected:
+            raise BundleError(f"{folder / name}: changed since the bundle was made; copy the bundle again")
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}; copy the bundle again") from error
+
+
+def _digest(manifest: _Manifest) -> str:
+    """Over everything that a label depends on, and nothing else: a new card leaves it as it is."""
+    content = {
+        "plan": asdict(manifest.plan),
+        "labels": {str(label): name for label, name in sorted(manifest.labels.items())},
+        "orientation": manifest.orientation,
+        "mirroring_axes": manifest.mirroring_axes,
+        "weights": {fold: manifest.files[_weights_name(fold)] for fold in manifest.folds},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _check_consistency(bundle: Bundle) -> None:
+    """What single fields cannot say: labels, axes and parity crop fit the plan, and so do the weights."""
+    where, plan = bundle.folder / MANIFEST, bundle.plan
+    if sorted(bundle.labels) != list(range(1, plan.outputs)):
+        raise BundleError(f"{where}: labels: {sorted(bundle.labels)} do not run from 1 to {plan.outputs - 1}")
+    if len(set(bundle.labels.values())) != len(bundle.labels):
+        raise BundleError(f"{where}: labels: two have one name")
+    if not set(bundle.unreported) <= set(bundle.labels):
+        raise BundleError(f"{where}: unreported: {bundle.unreported} are not all labels")
+    if not set(bundle.mirroring_axes) <= set(range(len(plan.patch_size))):
+        raise BundleError(f"{where}: mirroring_axes: {bundle.mirroring_axes} are not axes of {plan.patch_size}")
+    crop = bundle.parity()
+    sampled = tuple(-(-size // crop.step) for size in plan.patch_size)
+    if crop.image.shape != (len(plan.channels), *plan.patch_size) or crop.logits.shape != (plan.outputs, *sampled):
+        raise BundleError(f"{bundle.folder / 'parity.npz'}: shapes do not fit the plan")
+    for fold in bundle.folds:
+        bundle.weights(fold)
+
+
+def _read_weights(path: Path, plan: Plan) -> dict[str, NDArray[np.float32]]:
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{path}: not a safetensors file: {error}") from error
+    check_weights(str(path), {key: tensor.shape for key, tensor in stored.items()}, plan)
+    return {key: tensor.astype(np.float32) for key, tensor in stored.items()}
+
+
+def check_weights(where: str, shapes: Mapping[str, tuple[int, ...]], plan: Plan) -> None:
+    """Whether tensors are exactly those of the plan's network.
+
+    Raises
+    ------
+    BundleError
+        Naming the first tensor that is missing, unknown or of another shape.
+    """
+    needed = tensors(plan.architecture, len(plan.channels), plan.outputs)
+    for key, shape in needed.items():
+        if key not in shapes:
+            raise BundleError(f"{where}: {key} is missing: these are not the weights of the plan's network")
+        if tuple(shapes[key]) != shape:
+            raise BundleError(f"{where}: {key} has shape {tuple(shapes[key])}, the plan's network needs {shape}")
+    unknown = sorted(set(shapes) - set(needed))
+    if unknown:
+        raise BundleError(f"{where}: {unknown[0]} is no tensor of the plan's network")
+
+
+def stored_tensors(weights: Mapping[str, NDArray[np.float32]], storage: Storage) -> dict[str, NDArray[Any]]:
+    """Tensors in the type that they are stored in.
+
+    Raises
+    ------
+    BundleError
+        Where a value is not finite, or too large for float16.
+    """
+    out = {}
+    for key, tensor in weights.items():
+        if not np.isfinite(tensor).all():
+            raise BundleError(f"{key}: holds values that are not finite")
+        if storage == "float16" and float(np.abs(tensor).max(initial=0)) > float(np.finfo(np.float16).max):
+            raise BundleError(f"{key}: too large for float16; store float32")
+        out[key] = np.ascontiguousarray(tensor, dtype=storage)
+    return out
+
+
+def _manifest(folder: Path, contents: Contents) -> _Manifest:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    try:
+        return _Manifest(
+            name=contents.name,
+            version=contents.version,
+            modalities=contents.modalities,
+            labels=dict(contents.labels),
+            unreported=contents.unreported,
+            orientation=contents.orientation,
+            mirroring_axes=contents.mirroring_axes,
+            folds=tuple(contents.weights),
+            limits=contents.limits,
+            intended_use=contents.intended_use,
+            licence=contents.licence,
+            training_data=contents.training_data,
+            evaluation=dict(contents.evaluation),
+            plan=contents.plan,
+            files={path.relative_to(folder).as_posix(): _sha256(path) for path in files},
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BundleError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error

@@ -1,0 +1,254 @@
+"""check: everything that must hold before a scanner is pointed at this node, each with its mend."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from pydicom.uid import UID
+
+from engines.model.bundle import Bundle
+from node.commands.configuration import required_path
+from node.commands.models import backend_choices
+from node.commands.terminal import ANSWER_IS_NO, DONE, age, document, harmless, say, sentence
+from node.config import UNSET_SERIAL, Settings, load_settings
+from node.dicom import scu
+from node.dicom.pixels import decoders
+from node.domain.job import Destination
+from node.domain.variants import PDF_CLASS, SEG_CLASSES, SR_CLASSES
+from node.errors import ConfigError, PermanentlyRefused, Transient
+from node.service.house import enabled_bundles, segments_of, uncoded_labels
+from node.store.journal import Journal
+
+
+class Level(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One line of the page."""
+
+    level: Level
+    subject: str
+    text: str
+    mend: str = ""
+
+
+def check(options: argparse.Namespace) -> int:
+    """Run all checks; status 1 where one of them failed."""
+    path = required_path(options)
+    settings = load_settings(path)
+    remarks: list[Remark] = []
+    for run in _checks(settings, options.offline):
+        for remark in run:
+            remarks.append(remark)
+            if not options.json:
+                say(_line(remark))
+    failed = any(remark.level is Level.FAIL for remark in remarks)
+    if options.json:
+        say(document({"ok": not failed, "config": path.absolute(), "checks": remarks, "settings": settings.dump()}))
+    else:
+        say("not ready: mend what failed" if failed else "ready")
+    return ANSWER_IS_NO if failed else DONE
+
+
+def _checks(settings: Settings, offline: bool) -> Iterator[Iterator[Remark]]:
+    """The checks in the order of the page; each runs when it is asked for its remarks."""
+    yield _configuration(settings)
+    yield _disk(settings)
+    yield _decoders()
+    yield _models(settings)
+    yield _listener(settings)
+    if not offline:
+        yield _destinations(settings)
+    yield _refused(settings)
+
+
+def _line(remark: Remark) -> str:
+    line = f"{remark.level.upper():4}  {remark.subject}: {harmless(remark.text)}"
+    return line + "".join(f"\n      {part}" for part in remark.mend.splitlines())
+
+
+def _ok(subject: str, text: str) -> Remark:
+    return Remark(Level.OK, subject, text)
+
+
+def _warn(subject: str, text: str, mend: str = "") -> Remark:
+    return Remark(Level.WARN, subject, text, mend)
+
+
+def _fail(subject: str, text: str, mend: str = "") -> Remark:
+    return Remark(Level.FAIL, subject, text, mend)
+
+
+def _configuration(settings: Settings) -> Iterator[Remark]:
+    node, subject = settings.node, "configuration"
+    counts = f"peers {len(settings.peer)}, destinations {len(settings.destination)}, rules {len(settings.rule)}"
+    yield _ok(subject, f"{node.ae_title}: {counts}")
+    if node.research_use:
+        yield _ok("research use", "every result is marked as made for research only (node.research_use = true)")
+    else:
+        yield _warn("research use", "results are NOT marked as made for research (node.research_use = false)")
+    if node.serial == UNSET_SERIAL:
+        text = "node.serial is not set: two nodes would give their results the same UIDs"
+        yield _warn(subject, text, "set node.serial, another one for each installation")
+    if not settings.peer:
+        yield _warn(subject, "there is no [[peer]]: nobody may send", "add one for each scanner, see docs/connect.md")
+    if not settings.rule:
+        yield _warn(subject, "there is no [[rule]]: nothing is segmented", "add one, see docs/configure.md")
+    for rule in settings.rule:
+        if not rule.destinations:
+            yield _warn(f"rule {rule.name}", "it has no destinations: its results stay in the spool")
+    if settings.spool.keep_results_h < 72:
+        yield _warn(subject, "spool.keep_results_h is below 72: a result may be gone before its loss is noticed")
+
+
+def _disk(settings: Settings) -> Iterator[Remark]:
+    folder = settings.node.data_dir
+    if not folder.is_dir():
+        yield _fail("disk", f"{folder} does not exist", f"mkdir -m 700 {folder}, as the user that runs the node")
+        return
+    if not os.access(folder, os.W_OK | os.X_OK):
+        yield _fail("disk", f"{folder} cannot be written", f"give it to the user that runs the node ({os.getuid()})")
+        return
+    free, reserve = shutil.disk_usage(folder).free, settings.spool.reserve_bytes
+    text = f"{folder}: {_gib(free)} free, {_gib(reserve)} of it kept in reserve"
+    if free <= reserve:
+        yield _fail("disk", f"{text}: every object would be refused", "make room, or lower spool.reserve_bytes")
+    else:
+        yield _ok("disk", text) if free > 2 * reserve else _warn("disk", f"{text}: little room", "make room")
+
+
+def _decoders() -> Iterator[Remark]:
+    found = decoders()
+    for uid, name in found.items():
+        yield _ok("decoder", f"{UID(uid).name}: {name}")
+    if not found:
+        yield _fail("decoder", "no transfer syntax can be decoded", "install Hilum again, its decoders are missing")
+
+
+def _models(settings: Settings) -> Iterator[Remark]:
+    try:
+        bundles, segments = enabled_bundles(settings), segments_of(settings)
+    except ConfigError as error:
+        yield _fail("models", sentence(error), "mend it, or take it out of [models]")
+        return
+    for bundle in bundles.values():
+        yield _model(settings, bundle, set(segments))
+    for rule in settings.rule:
+        if rule.model not in bundles:
+            known = ", ".join(sorted(bundles)) or "none"
+            yield _fail(f"rule {rule.name}", f"its model {rule.model!r} is not there", f"models that are: {known}")
+
+
+def _model(settings: Settings, bundle: Bundle, coded: set[str]) -> Remark:
+    subject = f"model {bundle.name} {bundle.version}"
+    if uncoded := uncoded_labels(bundle, coded):
+        mend = "add a row for each to a table that models.segments names"
+        return _fail(subject, f"no code for {', '.join(uncoded)}", mend)
+    chosen = next((choice for choice in backend_choices(settings) if choice.usable), None)
+    if chosen is None:
+        return _fail(subject, "no backend can run it here", "see `hilum models`; install one, or change [segmenter]")
+    text = (
+        f"digest {bundle.digest[:12]}, {len(bundle.labels)} labels, each with a code; {chosen.backend}: {chosen.reason}"
+    )
+    return _ok(subject, text)
+
+
+def _listener(settings: Settings) -> Iterator[Remark]:
+    host, port = settings.listener.host, settings.listener.port
+    remote = [p.name for p in settings.peer if not all(ipaddress.ip_network(a).is_loopback for a in p.addresses)]
+    if remote and host in {"127.0.0.1", "localhost", "::1"}:
+        text = f"listens on {host} only: {', '.join(remote)} cannot reach it"
+        yield _fail("listener", text, 'set listener.host = "0.0.0.0"')
+    if port and _answers(host, port):
+        yield _ok("listener", f"something listens on {host}:{port}: the node runs, or another program has the port")
+    else:
+        yield _ok("listener", f"{host}:{port} is free; `hilum serve` will listen there")
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether a TCP connection can be made to the port of this machine."""
+    try:
+        with socket.create_connection(("127.0.0.1" if host == "0.0.0.0" else host, port), timeout=2):  # noqa: S104
+            return True
+    except OSError:
+        return False
+
+
+def _destinations(settings: Settings) -> Iterator[Remark]:
+    used = {name for rule in settings.rule for name in rule.destinations}
+    for destination in settings.destinations().values():
+        remark = _destination(destination)
+        unused = remark.level is Level.FAIL and destination.name not in used
+        yield replace(remark, level=Level.WARN) if unused else remark
+
+
+def _destination(destination: Destination) -> Remark:
+    """Whether it answers, and takes what it would be sent (NET-38)."""
+    subject = f"destination {destination.name}"
+    where = f"{destination.ae_title} at {destination.host}:{destination.port}"
+    wanted = {**SEG_CLASSES, **SR_CLASSES, "pdf": PDF_CLASS}
+    try:
+        scu.echo(destination)
+        accepted = scu.probe(destination, list(wanted.values()))
+    except Transient as error:
+        return _fail(
+            subject, f"{where}: {sentence(error)}", "does it run, is the address right, can this machine reach it?"
+        )
+    except PermanentlyRefused as error:
+        return _fail(
+            subject, f"{where}: {sentence(error)}", f"there, allow {destination.calling_ae_title} to call and to store"
+        )
+    takes = {name for name, uid in wanted.items() if uid in accepted}
+    text = f"{where} answers, takes {', '.join(name for name in wanted if name in takes) or 'nothing of ours'}"
+    if missing := _missing(destination, takes):
+        return _fail(subject, text, f"there, allow to store {', '.join(missing)}")
+    return _ok(subject, text)
+
+
+def _missing(destination: Destination, takes: set[str]) -> list[str]:
+    """What it would be sent and does not take, in words."""
+    segs = {"labelmap"} if destination.seg == "labelmap" else set(SEG_CLASSES)
+    missing = [] if takes & segs else ["segmentations"]
+    if destination.sr and not takes & set(SR_CLASSES):
+        missing.append("structured reports (or, here, set sr = false)")
+    if destination.pdf and "pdf" not in takes:
+        missing.append("Encapsulated PDF (or, here, set pdf = false)")
+    return missing
+
+
+def _refused(settings: Settings) -> Iterator[Remark]:
+    if not (settings.node.data_dir / "journal.db").is_file():
+        return
+    now = datetime.now(UTC)
+    with Journal.open(settings.journal_url) as journal:
+        refused = journal.refused_peers()
+    for peer in refused:
+        who = f"{peer.calling_ae_title} at {peer.address} called {peer.called_ae_title}"
+        text = f"{who}: {peer.reason}; {peer.times} times, last {age(peer.last_at, now)} ago"
+        yield _warn("refused", text, "if it may send, add:\n" + peer_lines(peer.calling_ae_title, peer.address))
+
+
+def peer_lines(calling_ae_title: str, address: str) -> str:
+    """The TOML that lets this peer in; what the peer said of itself stands in it escaped (SEC-21)."""
+    quoted = "".join(c if c.isprintable() and c not in '"\\' else f"\\u{ord(c):04x}" for c in calling_ae_title)
+    name = re.sub(r"[^a-z0-9]+", "-", calling_ae_title.lower()).strip("-")[:40] or "peer"
+    return f'[[peer]]\nname = "{name}"\nae_title = "{quoted}"\naddresses = ["{address}"]'
+
+
+def _gib(size: int) -> str:
+    return f"{size / 1024**3:.1f} GiB"

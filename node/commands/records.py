@@ -1,0 +1,228 @@
+"""series, jobs, retry, cancel: what the journal knows, and the two things that an operator may ask of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from node.commands.configuration import settings_of
+from node.commands.terminal import DONE, NotThere, age, document, harmless, say, table
+from node.config import Settings
+from node.domain.history import Event, JobRecord, PartRecord, SeriesRecord, SeriesSummary
+from node.domain.job import Job, JobState, NotAllowed
+from node.domain.series import SeriesState
+from node.errors import ConfigError
+from node.store.journal import Journal
+
+
+def open_journal(settings: Settings) -> Journal:
+    """The journal of the configured node.
+
+    Raises
+    ------
+    NotThere
+        Where the node has never run: looking must not create a journal.
+    """
+    path = settings.node.data_dir / "journal.db"
+    if not path.is_file():
+        raise NotThere(f"{path}: there is no journal yet; `hilum serve` makes it when it runs for the first time")
+    return Journal.open(settings.journal_url)
+
+
+def series(options: argparse.Namespace) -> int:
+    """List series, or show one."""
+    with open_journal(settings_of(options)) as journal:
+        if options.series is not None:
+            record = series_record(journal, options.series)
+            say(document(record) if options.json else _series_page(record))
+            return DONE
+        state = SeriesState(options.state) if options.state else None
+        rows = journal.list_series(state=state, limit=options.limit)
+    say(document(rows) if options.json else _series_list(rows))
+    return DONE
+
+
+def jobs(options: argparse.Namespace) -> int:
+    """List jobs, or show one."""
+    with open_journal(settings_of(options)) as journal:
+        if options.job is not None:
+            record = journal.show_job(options.job)
+            if record is None:
+                raise NotThere(f"there is no job {options.job}; `hilum jobs` lists them")
+            say(document(record) if options.json else _job_page(record))
+            return DONE
+        state = JobState(options.state) if options.state else None
+        rows = journal.list_jobs(state=state, model=options.model, limit=options.limit)
+    say(document(rows) if options.json else _job_list(rows))
+    return DONE
+
+
+def series_record(journal: Journal, key: str) -> SeriesRecord:
+    """The series of this number or Series Instance UID; raises NotThere."""
+    record = journal.show_series(int(key) if key.isdigit() else key)
+    if record is None:
+        raise NotThere(f"there is no series {harmless(key)}; `hilum series` lists them")
+    return record
+
+
+def _series_list(rows: Sequence[SeriesSummary]) -> str:
+    if not rows:
+        return "no series"
+    now = datetime.now(UTC)
+    heads = ("series", "received", "from", "images", "state", "revision", "outcome", "reason", "evidence")
+    return table(
+        heads,
+        (
+            (
+                r.id,
+                age(r.last_received_at, now),
+                r.sender.alias,
+                r.instances,
+                r.state,
+                r.revision,
+                r.outcome,
+                r.reason,
+                r.evidence,
+            )
+            for r in rows
+        ),
+    )
+
+
+def _job_list(rows: Sequence[Job]) -> str:
+    if not rows:
+        return "no jobs"
+    now = datetime.now(UTC)
+    heads = ("job", "made", "series", "revision", "model", "state", "attempt", "destinations", "reason")
+    return table(
+        heads,
+        (
+            (
+                r.id,
+                age(r.created_at, now),
+                r.series_id,
+                r.revision,
+                r.model,
+                r.state,
+                r.attempt,
+                ", ".join(r.destinations),
+                r.reason,
+            )
+            for r in rows
+        ),
+    )
+
+
+def _series_page(record: SeriesRecord) -> str:
+    s = record.summary
+    facts = {
+        "Series Instance UID": s.series_instance_uid,
+        "from": f"{s.sender.alias}: {s.sender.calling_ae_title} at {s.sender.address}",
+        "called": s.sender.called_ae_title,
+        "state": f"{s.state}, revision {s.revision}" + (f", {s.completeness}" if s.completeness else ""),
+        "received": f"{s.instances} images, the last one {age(s.last_received_at)} ago",
+        "evidence": f"{s.evidence}, after {s.wait_s:.0f} s" if s.evidence else "none yet",
+        "outcome": _joined(s.outcome, s.reason),
+    }
+    out = [f"series {s.id}", _facts(facts)]
+    if record.parts:
+        out += ["", "stacks", *(_part_line(part) for part in record.parts)]
+    if record.jobs:
+        out += ["", "jobs", _indented(_job_list(record.jobs))]
+    odd = [i for i in record.instances if i.reason or i.duplicates or i.replaced]
+    if odd:
+        heads = ("SOP Instance UID", "state", "reason", "came again", "replaced")
+        rows = ((i.sop_instance_uid, i.state, i.reason, i.duplicates, "yes" if i.replaced else "") for i in odd)
+        out += ["", "instances with something to say", table(heads, rows, "  ")]
+    return "\n".join([*out, "", "history", _history(record.events)])
+
+
+def _job_page(record: JobRecord) -> str:
+    job = record.job
+    facts = {
+        "series": f"{job.series_id} ({record.series.series_instance_uid}), revision {job.revision}",
+        "model": f"{job.model} ({job.model_digest[:12]})",
+        "state": f"{job.state}, attempt {job.attempt}, begun {job.starts} times",
+        "reason": _joined(job.reason, record.detail),
+        "made": f"{age(job.created_at)} ago",
+    }
+    out = [f"job {job.id}", _facts(facts)]
+    if record.result:
+        out += ["", "result", *(f"  {harmless(key)}: {harmless(value)}" for key, value in record.result.items())]
+    if record.objects:
+        rows = ((o.kind, o.variant, o.sop_instance_uid, o.path) for o in record.objects)
+        out += ["", "objects", table(("kind", "form", "SOP Instance UID", "file"), rows, "  ")]
+    if record.deliveries:
+        heads = ("delivery", "kind", "to", "state", "tries", "reason")
+        out += [
+            "",
+            "deliveries",
+            table(heads, ((d.id, d.kind, d.destination, d.state, d.tries, d.reason) for d in record.deliveries), "  "),
+        ]
+    return "\n".join([*out, "", "history", _history(record.events)])
+
+
+def _part_line(part: PartRecord) -> str:
+    told_apart = ", ".join(f"{key} {value}" for key, value in part.keys.items())
+    chosen = f"rule {part.rule}, model {part.model}, job {part.job_id}" if part.job_id is not None else ""
+    words = [f"{part.frames} frames", told_apart, part.outcome, chosen or _joined(part.reason, part.detail)]
+    return f"  {part.revision}.{part.number}: " + harmless("; ".join(word for word in words if word))
+
+
+def _history(events: Sequence[Event]) -> str:
+    if not events:
+        return "  nothing yet"
+    heads = ("at (UTC)", "what", "event", "from", "to", "attempt", "reason")
+    rows = (
+        (
+            f"{e.at:%Y-%m-%d %H:%M:%S}",
+            f"{e.entity} {e.entity_id}",
+            e.event,
+            e.from_state,
+            e.to_state,
+            e.attempt,
+            e.reason,
+        )
+        for e in events
+    )
+    return table(heads, rows, "  ")
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    width = max(len(key) for key in facts)
+    return "\n".join(f"  {key.ljust(width)}  {harmless(value)}" for key, value in facts.items() if value)
+
+
+def _indented(text: str) -> str:
+    return "\n".join("  " + line for line in text.splitlines())
+
+
+def _joined(reason: str, detail: str) -> str:
+    return ": ".join(part for part in (reason, detail) if part)
+
+
+def retry(options: argparse.Namespace) -> int:
+    """Start a job again, send a delivery again, or judge a series anew."""
+    with open_journal(settings_of(options)) as journal:
+        return _ask(options, {"job": journal.retry, "delivery": journal.retry_delivery, "series": journal.retry_series})
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """Cancel a job or a delivery."""
+    with open_journal(settings_of(options)) as journal:
+        return _ask(options, {"job": journal.cancel, "delivery": journal.cancel_delivery})
+
+
+def _ask(options: argparse.Namespace, asked: Mapping[str, Callable[[int], str]]) -> int:
+    """Do what was asked to the one thing that the command line names."""
+    named = [(what, number) for what in asked if (number := getattr(options, what)) is not None]
+    if len(named) != 1:
+        raise ConfigError(f"name one thing: {', or '.join(what if what == 'job' else '--' + what for what in asked)}")
+    what, number = named[0]
+    try:
+        done = asked[what](number)
+    except NotAllowed as error:
+        raise NotThere(str(error)) from None
+    say(document({what: number, "done": done}) if options.json else f"{what} {number}: {done}")
+    return DONE

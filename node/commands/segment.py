@@ -1,0 +1,251 @@
+"""segment: the node's road without network, from a folder of DICOM files to SEG, SR, PDF, NIfTI and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydicom import dcmread
+
+from engines.inference.segmenter import Segmenter
+from engines.model.bundle import Bundle
+from engines.nifti import write_itksnap_labels, write_label_map, write_volume
+from node.commands.configuration import settings_or_default
+from node.commands.folder import SENDER, DicomFolder, left_out, read_folder, series_name
+from node.commands.terminal import ANSWER_IS_NO, DONE, NotThere, document, harmless, note, progress, say, table
+from node.config import Settings
+from node.dicom.compose import Composition, compose
+from node.dicom.pictures import overlay_png
+from node.dicom.pixels import split_series
+from node.domain.findings import Finding
+from node.domain.instance import InstanceHeader
+from node.domain.routing import Ineligible, Routed, Rule, route
+from node.domain.segments import SegmentDescription
+from node.domain.stack import Stack, Unstackable
+from node.domain.variants import SEG_CLASSES
+from node.errors import CannotUnderstand, Unsuitable
+from node.service.house import enabled_bundles, model_facts, result_style, segments_of
+from node.stations.segment import Recipe, Segmented, segment_stack, sources_of
+
+_FILES = {
+    "binary": "seg.dcm",
+    "labelmap": "seg-labelmap.dcm",
+    "comprehensive3d-binary": "sr.dcm",
+    "comprehensive3d-labelmap": "sr-labelmap.dcm",
+    "comprehensive3d-none": "sr.dcm",
+    "pdf": "report.dcm",
+}
+"""Name by variant; the older classes of the report are made for archives that take nothing else, and left out here."""
+
+
+@dataclass(frozen=True)
+class VolumeLine:
+    """One line of the table of volumes."""
+
+    segment: str
+    outcome: str
+    volume_ml: float | None
+    flags: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """What became of one stack, or of frames that form none."""
+
+    series_instance_uid: str
+    series: str
+    """Number and description."""
+    frames: int
+    outcome: str
+    """`segmented`, `rejected` by what was seen in its voxels, or `ineligible`."""
+    reason: str = ""
+    detail: str = ""
+    rule: str = ""
+    model: str = ""
+    backend: str = ""
+    folder: Path | None = None
+    files: Sequence[str] = ()
+    volumes: Sequence[VolumeLine] = ()
+    flags: Sequence[str] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def segment(options: argparse.Namespace) -> int:
+    """Segment what a rule, or --model, chooses; status 1 where nothing was segmented."""
+    settings = settings_or_default(options)
+    bundles = enabled_bundles(settings)
+    if options.model is not None and options.model not in bundles:
+        raise NotThere(f"there is no model {options.model}; there are: {', '.join(bundles) or 'none'}")
+    rules = settings.rules() if options.model is None else (_any_scan(options.model),)
+    with tempfile.TemporaryDirectory(prefix="hilum-") as scratch, progress("reading headers", options.json) as shown:
+        found = read_folder(options.folder, Path(scratch), shown)
+        shown.close()
+        with Workbench(settings, bundles, options.out, quiet=options.json) as bench:
+            reports = [
+                report for series in found.series.values() for report in bench.reports(series, found.paths, rules)
+            ]
+    if options.json:
+        say(document({"scans": reports, "skipped_files": found.skipped, "notes": found.notes}))
+    else:
+        _tell(found, reports)
+    return DONE if any(report.outcome == "segmented" for report in reports) else ANSWER_IS_NO
+
+
+def _any_scan(model: str) -> Rule:
+    """A rule that leaves the choice to the model's own limits."""
+    return Rule(name="--model", model=model, conditions=(), destinations=(), allow_selftest_model=True)
+
+
+class Workbench:
+    """Segments scans one after the other; each model is opened once. A context manager."""
+
+    def __init__(self, settings: Settings, bundles: Mapping[str, Bundle], out: Path, *, quiet: bool) -> None:
+        self._settings, self._bundles, self._out, self._quiet = settings, bundles, out, quiet
+        self._segments = segments_of(settings)
+        self._facts = {name: model_facts(bundle) for name, bundle in bundles.items()}
+        self._style = result_style(settings)
+        self._open: dict[str, Segmenter] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Workbench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def reports(
+        self, headers: Sequence[InstanceHeader], paths: Mapping[str, Path], rules: Sequence[Rule]
+    ) -> Iterator[ScanReport]:
+        """What becomes of each part of one series, segmented in passing."""
+        for item in route(split_series(headers, paths), SENDER, rules, self._facts):
+            if isinstance(item, Ineligible):
+                yield _report(item.stack, "ineligible", item.reason, item.detail)
+                continue
+            try:
+                yield self._segmented(item, paths)
+            except Unsuitable as error:
+                yield _report(item.stack, "rejected", error.reason, error.detail)
+            except CannotUnderstand as error:
+                yield _report(item.stack, "rejected", "undecodable", error.comment)
+
+    def _segmented(self, item: Routed, paths: Mapping[str, Path]) -> ScanReport:
+        with progress(f"{series_name(item.stack.frames[0].header)}: {item.model}", self._quiet) as shown:
+            done = segment_stack(item.stack, paths, self._segmenter(item.model), self._recipe(), shown)
+        folder = _new_folder(self._out, item)
+        files = self._write(done, item, paths, folder)
+        return ScanReport(
+            series_instance_uid=item.stack.frames[0].header.series_instance_uid,
+            series=series_name(item.stack.frames[0].header),
+            frames=len(item.stack.frames),
+            outcome="segmented",
+            rule=item.rule,
+            model=item.model,
+            backend=done.segmentation.backend,
+            folder=folder,
+            files=files,
+            volumes=[_line(finding) for finding in done.findings.findings],
+            flags=done.findings.flags,
+            seconds=done.seconds,
+        )
+
+    def _write(self, done: Segmented, item: Routed, paths: Mapping[str, Path], folder: Path) -> list[str]:
+        composition = Composition(
+            stack=item.stack,
+            sources=sources_of(item.stack, paths),
+            volume=done.volume,
+            labels=done.labels,
+            findings=done.findings,
+            style=self._style,
+            job_key=item.model,
+            revision=1,
+            made_at=datetime.now(UTC),
+        )
+        with tempfile.TemporaryDirectory(dir=folder) as all_forms:
+            for composed in compose(composition, Path(all_forms), segs=frozenset(SEG_CLASSES)):
+                if name := _FILES.get(composed.variant):
+                    composed.path.rename(folder / name)
+        _write_pdf(folder)
+        _write_for_research(done, self._segments, folder)
+        return sorted(path.name for path in folder.iterdir())
+
+    def _segmenter(self, model: str) -> Segmenter:
+        if model not in self._open:
+            section = self._settings.segmenter
+            opened = Segmenter.open(self._bundles[model], section.backends, section.device, section.threads or None)
+            self._open[model] = self._stack.enter_context(opened)
+        return self._open[model]
+
+    def _recipe(self) -> Recipe:
+        return Recipe(self._segments, self._settings.config_digest(), self._style.software_version)
+
+
+def _write_pdf(folder: Path) -> None:
+    """The document inside the Encapsulated PDF, without its padding (PS3.3 C.24.2)."""
+    ds = dcmread(folder / "report.dcm")
+    document_bytes = bytes(ds.EncapsulatedDocument)
+    (folder / "report.pdf").write_bytes(document_bytes[: ds.get("EncapsulatedDocumentLength", len(document_bytes))])
+
+
+def _write_for_research(done: Segmented, segments: Mapping[str, SegmentDescription], folder: Path) -> None:
+    """NIfTI with the label file of ITK-SNAP, and a picture."""
+    label_map = done.segmentation.label_map
+    write_volume(folder / "image.nii.gz", done.volume)
+    write_label_map(folder / "labels.nii.gz", label_map)
+    colours = {label: segments[name].colour for label, name in label_map.names.items() if name in segments}
+    write_itksnap_labels(folder / "labels.txt", label_map.names, colours)
+    volumes_ml = {f.label: f.volume_ml for f in done.findings.findings if f.volume_ml is not None}
+    picture = overlay_png(done.volume, label_map, segments, volumes_ml)
+    (folder / "overlay.png").write_bytes(picture)
+
+
+def _new_folder(out: Path, item: Routed) -> Path:
+    """A folder for this scan; nothing that lies there already is touched."""
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{series_name(item.stack.frames[0].header)}_{item.model}").strip("_.")[:80]
+    for n in range(1, 10_000):
+        folder = out / (name if n == 1 else f"{name}-{n}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(17, "too many results of this name", str(out / name))
+
+
+def _report(part: Stack | Unstackable, outcome: str, reason: str, detail: str) -> ScanReport:
+    uid = part.frames[0].header.series_instance_uid if part.frames else ""
+    return ScanReport(uid, series_name(part.frames[0].header), len(part.frames), outcome, reason, detail)
+
+
+def _line(finding: Finding) -> VolumeLine:
+    return VolumeLine(finding.segment.label, str(finding.outcome), finding.volume_ml, finding.flags)
+
+
+def _tell(found: DicomFolder, reports: Sequence[ScanReport]) -> None:
+    for text in found.notes:
+        note(text)
+    for report in reports:
+        if report.outcome != "segmented":
+            continue
+        say(f"{harmless(report.series)}: {report.model} on {report.backend}, {report.seconds.get('total', 0.0):.1f} s")
+        rows = ((v.segment, _ml(v.volume_ml), v.outcome, "; ".join(v.flags)) for v in report.volumes)
+        say(table(("organ", "mL", "outcome", "remarks"), rows, "  "))
+        say(f"  {report.folder}: {', '.join(report.files)}\n")
+    others = [report for report in reports if report.outcome != "segmented"]
+    if others:
+        say("not segmented")
+        why = ((report.series, report.frames, report.reason, report.detail) for report in others)
+        say(table(("series", "frames", "reason", "detail"), why, "  "))
+    if found.skipped:
+        say(left_out(found.skipped))
+    if not reports:
+        say("there is no DICOM image in the folder")
+
+
+def _ml(volume_ml: float | None) -> str:
+    return "" if volume_ml is None else f"{volume_ml:.2f}"

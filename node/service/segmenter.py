@@ -1,0 +1,70 @@
+"""The segmenter's process: the models and their device live here, and a hung call ends it."""
+
+from __future__ import annotations
+
+import logging
+from typing import NoReturn
+
+from engines.inference.segmenter import Segmenter, availability
+from engines.model.bundle import Bundle
+from node.config import Settings
+from node.domain.work import Station
+from node.monitor.http import Check, Health
+from node.monitor.metrics import Role
+from node.service.house import House, result_style
+from node.service.process import Process, leave, product_version
+from node.stations.segment import Bench, Models, Recipe
+from node.workflows import DbosEngine, Executor, Leases, guarded, stop_engine
+
+_log = logging.getLogger(__name__)
+
+_BUDGET_S = 3600.0
+"""A case that takes longer hangs: on two cores the largest that were seen take minutes."""
+_STOP_GRACE_S = 10
+
+
+def run(settings: Settings) -> NoReturn:
+    """Segment until told to stop, then end the process."""
+    process = Process(settings, Role.SEGMENTER)
+    with process.running(), House.open(settings) as house:
+        models = Models(house.bundles, lambda bundle: _opened(bundle, settings))
+        bench = Bench(
+            journal=house.journal,
+            spool=house.spool,
+            models=models,
+            recipe=Recipe(house.segments, house.config_digest, product_version()),
+            style=result_style(settings),
+            destinations=house.destinations,
+        )
+        leases = Leases(house.journal, dict.fromkeys(Station, _BUDGET_S), lambda: process.beat(house.journal))
+        call = guarded(Station.SEGMENT, bench.run, house.journal, leases, _nothing)
+        executor = Executor(process.engine_path, process.executor_id, frozenset({Station.SEGMENT}))
+        engine = DbosEngine(executor, {Station.SEGMENT: call})
+        engine.launch()
+        with process.monitor(house.vocabulary, _health(settings, leases)):
+            leases.start()
+            process.stop.wait()
+        stop_engine(engine, leases, house.journal, _STOP_GRACE_S)
+    leave(0)
+
+
+def _opened(bundle: Bundle, settings: Settings) -> Segmenter:
+    section = settings.segmenter
+    opened = Segmenter.open(bundle, section.backends, section.device, section.threads or None)
+    _log.info("model_opened", extra={"model": bundle.name, "reason": opened.backend_reason})
+    return opened
+
+
+def _health(settings: Settings, leases: Leases) -> Health:
+    """A device that is gone is a capability that is gone: it stops no reception (OBS-4)."""
+    section = settings.segmenter
+    usable = any(availability(name, section.device).available for name in section.backends)
+    return Health(
+        role=str(Role.SEGMENTER),
+        readiness={"journal": lambda: Check(leases.last_beat_s < 15.0, "journal_locked")},
+        capabilities={"device": lambda: Check(usable, "no_device")},
+    )
+
+
+def _nothing() -> None:
+    pass

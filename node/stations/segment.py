@@ -1,0 +1,406 @@
+"""Segmenting: one stack through one model, measured, composed and verified; job and deliveries committed at once.
+
+`segment_stack` is the road from files to findings without any journal; `hilum segment` takes it too. Here alone the
+engines' errors become ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset
+
+from engines.errors import BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
+from engines.inference.segmenter import Segmentation, Segmenter
+from engines.model.bundle import Bundle
+from engines.volume import Volume
+from node.dicom.compose import Composed, Composition, Mismatch, Predecessor, ResultStyle, compose
+from node.dicom.headers import read_header, read_source
+from node.dicom.pixels import read_volume, split_series
+from node.domain.findings import Findings, Provenance, measure
+from node.domain.instance import InstanceHeader
+from node.domain.job import EXHAUSTED, Destination, JobEvent, ObjectKind, ResultObject, RetryPolicy, next_due
+from node.domain.segments import SegmentDescription
+from node.domain.stack import FrameLabels, Stack, Unstackable, across_gaps, largest_block
+from node.domain.variants import needed_segs
+from node.domain.work import JobWork, NewObject, Station
+from node.errors import CannotUnderstand, DeviceBusy, SpoolFull, Transient, Unsuitable
+from node.monitor import metrics
+from node.store.journal import Journal
+from node.store.records import utc_now
+from node.store.spool import Spool
+
+_log = logging.getLogger(__name__)
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE})
+
+
+@dataclass(frozen=True, eq=False)
+class Segmented:
+    """One stack, segmented and measured.
+
+    Attributes
+    ----------
+    volume
+        What the model saw, before its own preprocessing.
+    labels
+        On the source frames: what SEG and measures are cut from.
+    seconds
+        Wall clock of each stage.
+    """
+
+    stack: Stack
+    volume: Volume
+    segmentation: Segmentation
+    labels: FrameLabels
+    findings: Findings
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a result depends on beside scan and model."""
+
+    segments: Mapping[str, SegmentDescription]
+    config_digest: str
+    software_version: str
+
+
+def segment_stack(
+    stack: Stack,
+    paths: Mapping[str, Path],
+    segmenter: Segmenter,
+    recipe: Recipe,
+    progress: Callable[[float], None] | None = None,
+) -> Segmented:
+    """Load, segment, bring the labels back to the source frames, measure.
+
+    Parameters
+    ----------
+    paths
+        File by SOP Instance UID.
+    progress
+        Told the part that is done, 0 to 1.
+
+    Raises
+    ------
+    Unsuitable
+        Where the scan cannot serve the model.
+    DeviceBusy
+        Where device or host have no room for the case now.
+    """
+    tell = progress or _tell_nobody
+    clock = _Clock()
+    with clock.stage("load"):
+        volume, back = read_volume(stack, paths, lambda part: tell(0.2 * part))
+    with clock.stage("segment"):
+        try:
+            segmentation = segmenter.segment(volume, lambda part: tell(0.2 + 0.7 * part))
+        except UnsuitableVolume as error:
+            raise Unsuitable("unsuitable_volume", str(error)) from error
+        except OutOfDeviceMemory as error:
+            metrics.GPU_OOM.inc()
+            raise DeviceBusy(str(error)) from error
+    with clock.stage("measure"):
+        labels = back.labels(segmentation.label_map)
+        bundle = segmenter.bundle
+        findings = measure(
+            stack, labels, recipe.segments, _provenance(bundle, segmentation, recipe), unreported=bundle.unreported
+        )
+    tell(1.0)
+    return Segmented(stack, volume, segmentation, labels, findings, {**segmentation.seconds, **clock.seconds})
+
+
+def sources_of(stack: Stack, paths: Mapping[str, Path]) -> list[Dataset]:
+    """The headers of a stack's instances without pixel data, each instance once, in the order of the stack."""
+    return [read_source(paths[uid]) for uid in dict.fromkeys(frame.sop_instance_uid for frame in stack.frames)]
+
+
+def stack_of(headers: Sequence[InstanceHeader], paths: Mapping[str, Path], volume_id: str) -> Stack:
+    """The stack that a job was made for, split out again from the same files.
+
+    Raises
+    ------
+    LookupError
+        Where it is not there: the rules by which series are split have changed since the job was made.
+    """
+    for part in split_series(headers, paths):
+        candidates = (part,) if isinstance(part, Stack) else _with_gaps(part)
+        for stack in candidates:
+            if isinstance(stack, Stack) and stack.volume_id == volume_id:
+                return stack
+    raise LookupError("no stack of this series is the job's: retry the series")
+
+
+def _with_gaps(part: Unstackable) -> tuple[Stack | Unstackable, ...]:
+    """What a rule may have taken where slices are missing (ASM-4)."""
+    return (largest_block(part), across_gaps(part)) if part.reason == "missing_slices" else ()
+
+
+class Models:
+    """The models of this process, each opened once and kept on its device.
+
+    Whoever segments holds the lock: the durable engine's limit of one is a target, not a promise.
+    """
+
+    def __init__(self, bundles: Mapping[str, Bundle], open_bundle: Callable[[Bundle], Segmenter]) -> None:
+        self._bundles = bundles
+        self._open_bundle = open_bundle
+        self._open: dict[str, Segmenter] = {}
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def held(self, name: str) -> Iterator[Segmenter]:
+        """The segmenter of a model, for this thread alone.
+
+        Raises
+        ------
+        BundleError
+            Where this node has no such model.
+        BackendUnavailable
+            Where this machine cannot run it.
+        """
+        with self._lock:
+            if name not in self._bundles:
+                raise BundleError(f"this node has no model {name}: it was removed, or is not enabled")
+            if name not in self._open:
+                began = time.monotonic()
+                self._open[name] = self._open_bundle(self._bundles[name])
+                metrics.MODEL_LOAD.observe(time.monotonic() - began)
+            yield self._open[name]
+
+    def close(self) -> None:
+        """Give back what the devices hold."""
+        with self._lock:
+            for segmenter in self._open.values():
+                segmenter.close()
+            self._open.clear()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The segmenting station."""
+
+    journal: Journal
+    spool: Spool
+    models: Models
+    recipe: Recipe
+    style: ResultStyle
+    destinations: Mapping[str, Destination]
+    retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(first_s=15.0, longest_s=300.0, tries=20))
+    clock: Callable[[], datetime] = utc_now
+    jitter: Callable[[], float] = random.random
+
+    def run(self, job_id: int, attempt: int) -> str:
+        """Do one job; returns what became of it in a word."""
+        work = self.journal.begin_job(job_id, attempt)
+        if work is None:
+            return "not_mine"
+        metrics.JOBS_STARTED.labels(model=work.job.model).inc()
+        try:
+            return self._do(work)
+        except Unsuitable as error:
+            return self._reject(work, error.reason, error.detail)
+        except CannotUnderstand as error:
+            return self._reject(work, "undecodable", error.comment)
+        except BundleError as error:
+            return self._fail(work, "bundle", str(error))
+        except BackendUnavailable as error:
+            return self._fail(work, "backend", str(error))
+        except Mismatch as error:
+            return self._fail(work, "readback", str(error))
+        except Transient as error:
+            return self._postpone(work, error)
+        except MemoryError as error:
+            return self._postpone(work, DeviceBusy(f"out of memory: {error}"))
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            return self._postpone(work, SpoolFull(error.strerror or str(error)))
+
+    def _do(self, work: JobWork) -> str:
+        paths = {member.sop_instance_uid: member.path for member in work.members}
+        stack = stack_of([read_header(member.path) for member in work.members], paths, work.job.volume_id)
+        with self.models.held(work.job.model) as segmenter:
+            done = segment_stack(stack, paths, segmenter, self.recipe)
+        began = time.monotonic()
+        composition = Composition(
+            stack=stack,
+            sources=sources_of(stack, paths),
+            volume=done.volume,
+            labels=done.labels,
+            findings=done.findings,
+            style=self.style,
+            job_key=work.job.model,
+            revision=work.job.revision,
+            made_at=self.clock(),
+            predecessor=_predecessor(work.replaced_report),
+        )
+        objects = self._compose(work, composition)
+        seconds = {**done.seconds, "compose": time.monotonic() - began}
+        deliveries = self._deliveries(work.job.destinations, objects)
+        if not self.journal.compose(work.job.id, work.job.attempt, objects, deliveries, _result(done, seconds)):
+            _unlink(each.path for each in objects)
+            return "outrun"
+        for stage in ("load", "segment", "compose"):
+            metrics.STAGE_DURATION.labels(stage=stage, model=work.job.model).observe(seconds[stage])
+        _log.info("job_composed", extra={"job": work.job.id, "model": work.job.model, "seconds": seconds["total"]})
+        return "composed"
+
+    def _compose(self, work: JobWork, composition: Composition) -> list[NewObject]:
+        """Write every form that a destination may need; of a failure nothing stays in the spool."""
+        wanted = [self.destinations[name] for name in work.job.destinations if name in self.destinations]
+        geometry = composition.stack.geometry
+        written: list[Path] = []
+
+        def new_path() -> Path:
+            written.append(self.spool.new_result_path())
+            return written[-1]
+
+        try:
+            composed = compose(
+                composition,
+                self.spool.new_result_path().parent,
+                segs=needed_segs(wanted, geometry.rows * geometry.columns),
+                sr=not wanted or any(destination.sr for destination in wanted),
+                pdf=not wanted or any(destination.pdf for destination in wanted),
+                new_path=new_path,
+            )
+        except BaseException:
+            _unlink(written)
+            raise
+        return [_new_object(each) for each in composed]
+
+    def _deliveries(self, names: Sequence[str], objects: Sequence[NewObject]) -> list[tuple[str, ObjectKind]]:
+        """Destination and kind, for each destination in the order of sending: SEG, SR, PDF (NET-24)."""
+        made = {each.kind for each in objects}
+        deliveries: list[tuple[str, ObjectKind]] = []
+        for name in names:
+            destination = self.destinations.get(name)
+            takes = {
+                ObjectKind.SEG: True,
+                ObjectKind.SR: destination is None or destination.sr,
+                ObjectKind.PDF: destination is None or destination.pdf,
+            }
+            deliveries += [(name, kind) for kind in ObjectKind if kind in made and takes[kind]]
+        return deliveries
+
+    def _reject(self, work: JobWork, reason: str, detail: str) -> str:
+        if self.journal.reject_job(work.job.id, work.job.attempt, reason, detail):
+            metrics.JOBS_REJECTED.labels(reason=reason).inc()
+            _log.info("job_rejected", extra={"job": work.job.id, "model": work.job.model, "reason": reason})
+        return JobEvent.REJECT
+
+    def _fail(self, work: JobWork, cause: str, detail: str) -> str:
+        if self.journal.fail(Station.SEGMENT, work.job.id, work.job.attempt, cause, detail):
+            metrics.JOBS_FAILED.labels(stage="segment", cause=cause).inc()
+            _log.error("job_failed", extra={"job": work.job.id, "model": work.job.model, "cause": cause})
+        return JobEvent.FAIL
+
+    def _postpone(self, work: JobWork, error: Transient) -> str:
+        """Put the job off to its next due time; where it had too many, a person must look."""
+        tries = self.journal.tries_of(work.job.id) + 1
+        due_at = next_due(self.retry, tries, self.clock(), self.jitter())
+        reason = type(error).__name__
+        if due_at is None:
+            return self._fail(work, EXHAUSTED, f"{reason}: {error}")
+        if self.journal.postpone_job(work.job.id, work.job.attempt, reason, str(error), due_at):
+            metrics.JOBS_RETRIED.labels(stage="segment").inc()
+            _log.warning("job_postponed", extra={"job": work.job.id, "reason": reason, "tries": tries})
+        return JobEvent.RETRY_LATER
+
+
+@dataclass
+class _Clock:
+    """Seconds of each stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure what runs inside."""
+        began = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - began
+
+
+def _tell_nobody(_part: float) -> None:
+    pass
+
+
+def _provenance(bundle: Bundle, segmentation: Segmentation, recipe: Recipe) -> Provenance:
+    return Provenance(
+        model_name=bundle.name,
+        model_version=bundle.version,
+        model_digest=bundle.digest,
+        backend=segmentation.backend,
+        precision=segmentation.precision,
+        device=segmentation.device,
+        backend_reason=segmentation.backend_reason,
+        config_digest=recipe.config_digest,
+        software_version=recipe.software_version,
+    )
+
+
+def _predecessor(report: ResultObject | None) -> Predecessor | None:
+    """The report that this one replaces, as it was sent (RES-34); its series is read from its frozen bytes."""
+    if report is None or not report.path.exists():
+        return None
+    header = read_source(report.path)
+    return Predecessor(
+        sr_sop_class_uid=report.sop_class_uid,
+        sr_sop_instance_uid=report.sop_instance_uid,
+        study_instance_uid=str(header.StudyInstanceUID),
+        series_instance_uid=str(header.SeriesInstanceUID),
+    )
+
+
+def _result(done: Segmented, seconds: Mapping[str, float]) -> dict[str, object]:
+    """What the journal keeps to be shown: volumes unrounded (RES-12), flags, and how it was made."""
+    found = done.findings
+    return {
+        "findings": [
+            {
+                "segment": finding.segment.name,
+                "outcome": str(finding.outcome),
+                "volume_ml": finding.volume_ml,
+                "flags": list(finding.flags),
+            }
+            for finding in found.findings
+        ],
+        "flags": list(found.flags),
+        "backend": found.provenance.backend,
+        "precision": found.provenance.precision,
+        "device": found.provenance.device,
+        "backend_reason": found.provenance.backend_reason,
+        "voxels": int(np.prod(done.volume.grid.shape)),
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+    }
+
+
+def _new_object(each: Composed) -> NewObject:
+    return NewObject(
+        kind=each.kind,
+        variant=each.variant,
+        sop_class_uid=each.sop_class_uid,
+        sop_instance_uid=each.sop_instance_uid,
+        transfer_syntax_uid=each.transfer_syntax_uid,
+        path=each.path,
+        sha256=each.sha256,
+        length=each.path.stat().st_size,
+    )
+
+
+def _unlink(paths: Iterator[Path] | Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,194 @@
+"""What is due, and what may go: the queries of the sweep and the rule of the purge."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Select, and_, exists, or_, select
+
+from node.domain.instance import InstanceState
+from node.domain.job import SENT_DELIVERIES, DeliveryState, JobState, ObjectKind
+from node.domain.series import SeriesActivity, SeriesState
+from node.domain.work import OpenSeries, PurgeLimits, Station, WorkRow
+from node.store import schema as t
+
+_MOST = 200
+"""Rows of one queue, or of one destination, that a sweep looks at."""
+
+_s, _j, _d, _i, _o = t.series.c, t.job.c, t.delivery.c, t.instance.c, t.result_object.c
+
+
+def due_series() -> Select[Any]:
+    """Series judged whole, to be examined, or being worked on."""
+    due = or_(_s.evidence != "", _s.examine, _s.lease_at.is_not(None))
+    return select(t.series).where(_s.state == SeriesState.OPEN, due).order_by(_s.last_received_at).limit(_MOST)
+
+
+def due_jobs(now: datetime) -> Select[Any]:
+    """Jobs to run or running.
+
+    A job waits while a result of an older revision of its series is being sent: its report must name that (RES-34).
+    """
+    waiting = and_(_j.state == JobState.QUEUED, _j.due_at <= now, ~_older_sending(_j.series_id, _j.revision))
+    due = or_(waiting, _j.state == JobState.RUNNING)
+    return select(t.job).where(due).order_by(_j.priority.desc(), _j.id).limit(_MOST)
+
+
+def due_deliveries(destination: str, now: datetime) -> Select[Any]:
+    """Deliveries to one destination to send or being sent.
+
+    A report waits until the segmentation has ended at the same destination (NET-24), and all of a revision until
+    nothing of an older one is being sent there.
+    """
+    before = t.delivery.alias("before")
+    ended = [DeliveryState.SENT, DeliveryState.COMMITTED, DeliveryState.CANCELLED, DeliveryState.FAILED]
+    turn = ~exists().where(
+        before.c.job_id == _d.job_id,
+        before.c.destination == _d.destination,
+        before.c.id < _d.id,
+        before.c.state.notin_(ended),
+    )
+    waiting = and_(
+        _d.state == DeliveryState.PENDING,
+        _d.due_at <= now,
+        turn,
+        ~_older_sending(_j.series_id, _j.revision, destination),
+    )
+    return (
+        select(t.delivery, _j.priority)
+        .join(t.job)
+        .where(_d.destination == destination, or_(waiting, _d.state == DeliveryState.SENDING))
+        .order_by(_j.priority.desc(), _d.due_at, _d.id)
+        .limit(_MOST)
+    )
+
+
+def _older_sending(
+    series_id: ColumnElement[int], revision: ColumnElement[int], destination: str | None = None
+) -> ColumnElement[bool]:
+    """Whether an object of an older revision of the series is on its way right now."""
+    older, way = t.job.alias("older"), t.delivery.alias("way")
+    conditions = [
+        way.c.job_id == older.c.id,
+        older.c.series_id == series_id,
+        older.c.revision < revision,
+        way.c.state == DeliveryState.SENDING,
+    ]
+    if destination is not None:
+        conditions.append(way.c.destination == destination)
+    return exists().where(*conditions)
+
+
+def series_row(row: Row[Any]) -> WorkRow:
+    """A series as work."""
+    return WorkRow(Station.ASSEMBLE, row.id, row.attempt, row.lease_at is not None, row.lease_at)
+
+
+def job_row(row: Row[Any]) -> WorkRow:
+    """A job as work."""
+    running = row.state == JobState.RUNNING
+    return WorkRow(Station.SEGMENT, row.id, row.attempt, running, row.lease_at, row.priority)
+
+
+def delivery_row(row: Row[Any]) -> WorkRow:
+    """A delivery as work."""
+    sending = row.state == DeliveryState.SENDING
+    return WorkRow(Station.DELIVER, row.id, row.attempt, sending, row.lease_at, row.priority, row.destination)
+
+
+def current_members(series_id: int) -> Select[Any]:
+    """The instances that may become part of a stack: not held, not in doubt, not replaced by other bytes."""
+    i = t.instance.c
+    return (
+        select(t.instance)
+        .where(i.series_id == series_id, i.state == InstanceState.KEPT, i.replaced_by.is_(None))
+        .order_by(i.id)
+    )
+
+
+def sent_reports(job: Row[Any]) -> Select[Any]:
+    """The reports of earlier revisions of a job's series, same model, that a destination has stored: latest first."""
+    return (
+        select(t.result_object, _j.split_keys)
+        .join(t.job, _j.id == _o.job_id)
+        .join(
+            t.delivery,
+            (_d.job_id == _o.job_id) & (_d.kind == _o.kind) & (_d.sent_sop_instance_uid == _o.sop_instance_uid),
+        )
+        .where(
+            _j.series_id == job.series_id,
+            _j.model == job.model,
+            _j.revision < job.revision,
+            _o.kind == ObjectKind.SR,
+            _d.state.in_(sorted(SENT_DELIVERIES)),
+        )
+        .order_by(_j.revision.desc(), _d.ended_at.desc())
+    )
+
+
+def open_series(row: Row[Any], started_at: datetime | None, seen_at: datetime | None) -> OpenSeries:
+    """An open series with the heartbeat of the listeners: the latest start, the oldest sign of life."""
+    activity = SeriesActivity(
+        first_received_at=row.opened_at,
+        last_received_at=row.last_received_at,
+        last_byte_at=row.byte_at,
+        open_associations=row.carriers or 0,
+        listener_started_at=started_at,
+        listener_seen_at=seen_at,
+        gapped=row.gapped,
+    )
+    return OpenSeries(row.id, row.revision, row.arrivals, row.sender_alias, activity)
+
+
+def purgeable_instances(limits: PurgeLimits) -> Select[Any]:
+    """Paths of received bytes that nobody needs any more.
+
+    Of images, only those whose series is settled and whose every result was delivered; a job that failed, and a result
+    that has no destination, keeps them.
+    """
+    kept_for = exists().where(
+        t.member.c.instance_id == _i.id, _j.snapshot_id == t.member.c.snapshot_id, _still_needs_inputs(limits)
+    )
+    has_job = exists().where(t.member.c.instance_id == _i.id, _j.snapshot_id == t.member.c.snapshot_id)
+    images = and_(
+        _i.state == InstanceState.KEPT,
+        _s.state == SeriesState.SETTLED,
+        _s.outcome != "failed",
+        or_(and_(has_job, ~kept_for), and_(~has_job, _s.settled_at < limits.unused)),
+    )
+    held = and_(_i.state == InstanceState.HELD, _i.received_at < limits.unused)
+    doubtful = and_(_i.state == InstanceState.QUARANTINED, _i.received_at < limits.quarantined)
+    return (
+        select(_i.path).join(t.series, _s.id == _i.series_id).where(_i.purged_at.is_(None), or_(images, held, doubtful))
+    )
+
+
+def _still_needs_inputs(limits: PurgeLimits) -> ColumnElement[bool]:
+    """Whether a job still needs the images that it was made of."""
+    newest = select(_s.revision).where(_s.id == _j.series_id).scalar_subquery()
+    undelivered = and_(_j.state == JobState.DONE, or_(~exists().where(_d.job_id == _j.id), _has_undelivered(limits)))
+    unused = and_(_j.state.in_([JobState.REJECTED, JobState.CANCELLED]), _j.ended_at >= limits.unused)
+    current = and_(_j.revision == newest, or_(_j.state == JobState.FAILED, undelivered, unused))
+    running = _j.state.in_([JobState.QUEUED, JobState.RUNNING, JobState.COMPOSED])
+    return or_(running, current, _j.ended_at >= limits.inputs)
+
+
+def _has_undelivered(limits: PurgeLimits) -> ColumnElement[bool]:
+    done = or_(
+        _d.state == DeliveryState.COMMITTED,
+        and_(_d.state == DeliveryState.SENT, _d.destination.notin_(sorted(limits.committing))),
+    )
+    return exists().where(_d.job_id == _j.id, ~done)
+
+
+def purgeable_results(limits: PurgeLimits) -> Select[Any]:
+    """Paths of composed objects that were delivered everywhere, or overtaken by a newer revision."""
+    newest = select(_s.revision).where(_s.id == _j.series_id).scalar_subquery()
+    delivered = and_(_j.state == JobState.DONE, exists().where(_d.job_id == _j.id), ~_has_undelivered(limits))
+    overtaken = and_(_j.revision < newest, _j.state.in_([JobState.DONE, JobState.CANCELLED, JobState.FAILED]))
+    return (
+        select(_o.path)
+        .join(t.job, _j.id == _o.job_id)
+        .where(_o.purged_at.is_(None), _j.ended_at < limits.results, or_(delivered, overtaken))
+    )

@@ -1,0 +1,182 @@
+"""Seconds from voxels to labels: our torch and OpenVINO paths beside nnunetv2's own predictor, in one run.
+
+    python tests/benchmark/inference.py BUNDLE VOLUME.nii.gz [--threads 2] [--rounds 3] [--out FILE.json]
+
+Every side has the same weights (those stored in the bundle), volume and threads. Rounds are interleaved, A B C A B C,
+so that a busy machine slows all alike; medians are reported, and ratios of medians. Needs nnunetv2 (extra `train`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines.inference.segmenter import Segmenter
+from engines.model.bundle import Bundle, load_bundle
+from engines.nifti import read_volume
+from engines.volume import Reorientation, Volume
+
+Timed = tuple[Mapping[str, float], NDArray[Any]]
+"""Seconds of each stage, and the labels on the volume's own grid."""
+
+
+class NnunetSide:
+    """nnunetv2's predictor with a bundle's weights, its three stages timed one by one."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+        from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        self.bundle = bundle
+        self.manager = PlansManager(json.loads((bundle.folder / "source/plans.json").read_text()))
+        self.dataset = json.loads((bundle.folder / "source/dataset.json").read_text())
+        self.configuration = self.manager.get_configuration(bundle.plan.configuration)
+        network = get_network_from_plans(
+            self.configuration.network_arch_class_name,
+            self.configuration.network_arch_init_kwargs,
+            self.configuration.network_arch_init_kwargs_req_import,
+            len(bundle.plan.channels),
+            bundle.plan.outputs,
+            deep_supervision=False,
+        )
+        parameters = []
+        for fold in bundle.folds:
+            own = {key: torch.from_numpy(value) for key, value in bundle.weights(fold).items()}
+            network.load_state_dict(own, strict=False)  # the other names of the same tensors follow
+            parameters.append({key: value.clone() for key, value in network.state_dict().items()})
+        mirror = bundle.mirroring_axes or None
+        self.predictor = nnUNetPredictor(
+            use_mirroring=mirror is not None,
+            perform_everything_on_device=False,
+            device=torch.device("cpu"),
+            allow_tqdm=False,
+        )
+        self.predictor.manual_initialization(
+            network, self.manager, self.configuration, parameters, self.dataset, "nnUNetTrainer", mirror
+        )
+
+    def __call__(self, volume: Volume) -> Timed:
+        """Preprocess, predict, export."""
+        from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+        from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+
+        codes = volume.grid.axis_codes
+        turn = Reorientation.between(codes, self.bundle.orientation or codes)
+        image = np.ascontiguousarray(turn.apply(volume.voxels))
+        spacing = list(turn.grid(volume.grid).spacing_mm)
+        begin = time.perf_counter()
+        data, _, properties = DefaultPreprocessor(verbose=False).run_case_npy(
+            image[None], None, {"spacing": spacing}, self.manager, self.configuration, self.dataset
+        )
+        preprocessed = time.perf_counter()
+        logits = self.predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
+        predicted = time.perf_counter()
+        labels = convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits.numpy(), self.manager, self.configuration, self.predictor.label_manager, properties
+        )
+        end = time.perf_counter()
+        seconds = {
+            "preprocess": preprocessed - begin,
+            "network": predicted - preprocessed,
+            "labels": end - predicted,
+            "total": end - begin,
+        }
+        return seconds, turn.undo(np.asarray(labels))
+
+
+def our_side(bundle: Bundle, backend: str, threads: int) -> Callable[[Volume], Timed]:
+    """Our segmenter with one backend."""
+    segmenter = Segmenter.open(bundle, [backend], threads=threads)
+
+    def run(volume: Volume) -> Timed:
+        result = segmenter.segment(volume)
+        return result.seconds, result.label_map.labels
+
+    return run
+
+
+def measure(bundle: Bundle, volume: Volume, threads: int, rounds: int) -> dict[str, Any]:
+    """Every side, interleaved; medians, ratios to nnunetv2, and how many voxels agree with it."""
+    torch.set_num_threads(threads)
+    sides: dict[str, Callable[[Volume], Timed]] = {
+        "nnunetv2": NnunetSide(bundle),
+        "torch": our_side(bundle, "torch", threads),
+        "openvino": our_side(bundle, "openvino", threads),
+    }
+    taken: dict[str, list[Mapping[str, float]]] = {name: [] for name in sides}
+    labels: dict[str, NDArray[Any]] = {}
+    for number in range(rounds):
+        for name, side in sides.items():
+            seconds, labels[name] = side(volume)
+            taken[name].append(seconds)
+            print(f"round {number + 1}/{rounds} {name:9} {seconds['total']:8.2f} s", file=sys.stderr, flush=True)
+    medians = {
+        name: {stage: statistics.median(each[stage] for each in runs) for stage in runs[0]}
+        for name, runs in taken.items()
+    }
+    base = medians["nnunetv2"]
+    return {
+        "seconds": medians,
+        "times_faster": {
+            name: {stage: base[stage] / max(own[stage], 1e-9) for stage in own} for name, own in medians.items()
+        },
+        "equal_voxels": {name: float((own == labels["nnunetv2"]).mean()) for name, own in labels.items()},
+    }
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures were taken on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = {line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")}
+    return {
+        "processor": ", ".join(sorted(models)) or platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "load_before": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("torch", "openvino", "nnunetv2", "numpy", "scipy")},
+    }
+
+
+def main() -> None:
+    """Measure and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("volume", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", module="nnunetv2")
+    bundle = load_bundle(arguments.bundle)
+    volume = read_volume(arguments.volume, bundle.modalities[0])
+    report = {
+        "machine": machine(arguments.threads),
+        "bundle": {"name": bundle.name, "digest": bundle.digest, "patch": bundle.plan.patch_size},
+        "volume": {"shape": volume.grid.shape, "spacing_mm": volume.grid.spacing_mm},
+        "rounds": arguments.rounds,
+        **measure(bundle, volume, arguments.threads, arguments.rounds),
+    }
+    text = json.dumps(report, indent=2)
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Torch and OpenVINO side by side: one interface, one answer, and nobody told that it runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engines.backends.base import Backend, Placement
+from engines.backends.openvino import OpenVinoBackend
+from engines.backends.torch import TorchBackend
+from engines.errors import BackendUnavailable, OutOfDeviceMemory
+from engines.model.bundle import Bundle
+from engines.model.network import tensors
+from engines.model.plan import Architecture, Plan
+
+BACKENDS: list[type[Backend]] = [TorchBackend, OpenVinoBackend]
+
+
+def random_weights(net: Architecture, outputs: int) -> dict[str, np.ndarray]:
+    source = np.random.default_rng(0)
+    shapes = tensors(net, 1, outputs)
+    return {key: source.standard_normal(shape).astype(np.float32) * 0.3 for key, shape in shapes.items()}
+
+
+VARIANTS: dict[str, Callable[[Plan], Plan]] = {
+    "plain 3d": lambda plan: plan,
+    "no affine, no bias, plain rectifier": lambda plan: replace(
+        plan, architecture=replace(plan.architecture, norm_affine=False, bias=False, negative_slope=0.0)
+    ),
+    "residual 3d, anisotropic": lambda plan: replace(
+        plan,
+        architecture=replace(
+            plan.architecture,
+            network="ResidualEncoderUNet",
+            blocks=(1, 2),
+            kernels=((1, 3, 3), (3, 3, 3)),
+            strides=((1, 1, 1), (1, 2, 2)),
+        ),
+    ),
+    "plain 2d": lambda plan: replace(
+        plan,
+        patch_size=(8, 12),
+        spacing_mm=(1.0, 1.0),
+        architecture=replace(plan.architecture, kernels=((3, 3), (3, 3)), strides=((1, 1), (2, 2))),
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_both_answer_alike(plan: Plan, variant: str) -> None:
+    plan = VARIANTS[variant](plan)
+    weights = random_weights(plan.architecture, plan.outputs)
+    patches = torch.randn((2, 1, *plan.patch_size), generator=torch.Generator().manual_seed(0))
+    answers = []
+    for kind in BACKENDS:
+        backend = kind.open(plan, weights, Placement(threads=1, batch=2))
+        answers.append(backend(patches).clone())
+        assert (backend.precision, backend.name) == ("float32", kind.name)
+        assert kind.name in backend.version
+        backend.close()
+    assert answers[0].shape == (2, plan.outputs, *plan.patch_size)
+    assert torch.allclose(answers[0], answers[1], atol=1e-3 * float(answers[0].std()))
+
+
+def test_input_is_left_alone(plan: Plan) -> None:
+    """Activations work in place; the image is not theirs."""
+    patches = torch.randn((1, 1, *plan.patch_size))
+    before = patches.clone()
+    backend = TorchBackend.open(plan, random_weights(plan.architecture, plan.outputs), Placement())
+    backend(patches)
+    assert torch.equal(patches, before)
+
+
+def test_openvino_serves_the_processor_only(plan: Plan) -> None:
+    found = OpenVinoBackend.is_available("cuda")
+    assert (found.available, "processor only" in found.reason) == (False, True)
+    with pytest.raises(BackendUnavailable, match="processor only"):
+        OpenVinoBackend.open(plan, {}, Placement(device="cuda"))
+
+
+def test_torch_says_why_there_is_no_card() -> None:
+    assert TorchBackend.is_available("cpu").available
+    assert not TorchBackend.is_available("mps").available
+    if not torch.cuda.is_available():
+        found = TorchBackend.is_available("cuda")
+        assert not found.available
+        assert "CUDA" in found.reason or "driver" in found.reason
+
+
+@pytest.mark.gpu
+def test_cuda_answers_as_the_processor_does(plan: Plan) -> None:
+    weights = random_weights(plan.architecture, plan.outputs)
+    patches = torch.randn((1, 1, *plan.patch_size))
+    reference = TorchBackend.open(plan, weights, Placement())(patches)
+    answer = TorchBackend.open(plan, weights, Placement(device="cuda"))(patches)
+    assert torch.allclose(answer, reference, atol=1e-3 * float(reference.std()))
+
+
+def test_missing_openvino_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    found = OpenVinoBackend.is_available("cpu")
+    assert not found.available
+    assert "hilum[openvino]" in found.reason
+
+
+def test_device_out_of_memory_is_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engines.backends import torch as module
+
+    backend = TorchBackend.open(plan, random_weights(plan.architecture, plan.outputs), Placement())
+
+    def full(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "run", full)
+    with pytest.raises(OutOfDeviceMemory, match="no room for a patch"):
+        backend(torch.zeros((1, 1, *plan.patch_size)))
+
+
+def test_openvino_never_imports_its_telemetry(make_bundle: Callable[..., Bundle]) -> None:
+    """`import openvino` would report itself over the network through its converter."""
+    bundle = make_bundle()
+    code = f"""
+import sys, pathlib
+from engines.inference.segmenter import Segmenter
+from engines.model.bundle import load_bundle
+segmenter = Segmenter.open(load_bundle(pathlib.Path({str(bundle.folder)!r})), ["openvino"], threads=1)
+assert segmenter.backend_reason.startswith("openvino")
+loaded = [name for name, module in sys.modules.items() if module is not None]
+sys.exit(any("telemetry" in name or name.startswith(("openvino.tools.ovc", "onnx", "nnunetv2")) for name in loaded))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,211 @@
+"""An nnU-Net results folder made into a bundle, and every folder that must not become one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engines.conversion.nnunet import import_results_folder
+from engines.errors import BundleError
+from engines.model.bundle import Bundle
+
+
+def save(results: Path, checkpoint: dict[str, Any], fold: int = 0) -> None:
+    (results / f"fold_{fold}").mkdir(exist_ok=True)
+    torch.save(checkpoint, results / f"fold_{fold}" / "checkpoint_final.pth")
+
+
+def test_each_tensor_is_stored_once(make_bundle: Callable[..., Bundle], checkpoint: dict[str, Any]) -> None:
+    bundle = make_bundle()
+    weights = bundle.weights("0")
+    assert len(checkpoint["network_weights"]) > len(weights)
+    assert not any("all_modules" in key or key.startswith("decoder.encoder") for key in weights)
+    for key, array in weights.items():
+        expected = checkpoint["network_weights"][key].half().float().numpy()
+        assert np.array_equal(array, expected)
+
+
+def test_bundle_says_where_it_comes_from(make_bundle: Callable[..., Bundle], results: Path) -> None:
+    bundle = make_bundle(unreported=["spleen"], evaluation={"dice": 0.9})
+    assert (bundle.folder / "source/plans.json").read_bytes() == (results / "plans.json").read_bytes()
+    assert bundle.plan.dataset == "Dataset901_Unit"
+    assert bundle.unreported == (2,)
+    assert bundle.evaluation == {"dice": 0.9}
+    assert bundle.mirroring_axes == ()
+    assert make_bundle("flipped", mirroring=True).mirroring_axes == (0, 1, 2)
+
+
+def test_folds_are_an_ensemble(make_bundle: Callable[..., Bundle], results: Path, checkpoint: dict[str, Any]) -> None:
+    save(results, checkpoint, 2)
+    assert make_bundle().folds == ("0", "2")
+    assert make_bundle("one", folds=[2]).folds == ("2",)
+
+
+def test_deep_supervision_heads_are_left_out(
+    make_bundle: Callable[..., Bundle], results: Path, checkpoint: dict[str, Any]
+) -> None:
+    checkpoint["network_weights"]["decoder.seg_layers.7.weight"] = torch.zeros(3, 8, 1, 1, 1)
+    save(results, checkpoint)
+    assert "decoder.seg_layers.7.weight" not in make_bundle().weights("0")
+
+
+class Gadget:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+def test_pickle_gadget_is_refused_and_not_run(
+    make_bundle: Callable[..., Bundle], results: Path, checkpoint: dict[str, Any], tmp_path: Path
+) -> None:
+    """SEC-10: the name that it asks for stands in the message."""
+    save(results, checkpoint | {"logging": Gadget(f"touch {tmp_path}/was-here")})
+    with pytest.raises(BundleError, match=r"checkpoint_final.pth: refused: it asks to run \w+\.system"):
+        make_bundle()
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_garbage_and_cut_checkpoints_are_refused(make_bundle: Callable[..., Bundle], results: Path) -> None:
+    path = results / "fold_0/checkpoint_final.pth"
+    whole = path.read_bytes()
+    for content in (b"", b"garbage", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(BundleError, match=r"checkpoint_final\.pth"):
+            make_bundle()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("trainer_name", "nnUNetTrainerPrimus", "trainer nnUNetTrainerPrimus is not known"),
+        ("trainer_name", "nnUNetTrainerBN", "trainer nnUNetTrainerBN is not known"),
+        ("init_args", {}, "not a checkpoint of nnU-Net v2: KeyError"),
+        ("init_args", {"configuration": "3d_lowres"}, "3d_lowres is not there"),
+        ("network_weights", {"a": 1}, "not a checkpoint of nnU-Net v2"),
+    ],
+)
+def test_another_checkpoint_is_refused(
+    make_bundle: Callable[..., Bundle], results: Path, checkpoint: dict[str, Any], key: str, value: Any, message: str
+) -> None:
+    save(results, checkpoint | {key: value})
+    with pytest.raises(BundleError, match=message):
+        make_bundle()
+
+
+def test_trainer_may_be_named(make_bundle: Callable[..., Bundle], results: Path, checkpoint: dict[str, Any]) -> None:
+    save(results, checkpoint | {"trainer_name": "MyTrainer"})
+    assert make_bundle(further_trainers=["MyTrainer"]).name == "unit"
+    save(results, checkpoint | {"trainer_name": "BudgetTrainer"})
+    assert make_bundle().name == "unit"
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        ("encoder.stages.0.0.convs.0.conv.weight", (4, 2, 3, 3, 3), r"has shape \(4, 2, 3, 3, 3\), the plan's network"),
+        ("encoder.stages.5.0.convs.0.conv.weight", (1,), "is no tensor of the plan's network"),
+        ("decoder.seg_layers.0.bias", None, "is missing"),
+    ],
+)
+def test_weights_of_another_network_are_refused(
+    make_bundle: Callable[..., Bundle],
+    results: Path,
+    checkpoint: dict[str, Any],
+    key: str,
+    shape: tuple[int, ...] | None,
+    message: str,
+) -> None:
+    checkpoint["network_weights"].pop(key, None)
+    if shape:
+        checkpoint["network_weights"][key] = torch.zeros(shape)
+    save(results, checkpoint)
+    with pytest.raises(BundleError, match=message):
+        make_bundle()
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e9])
+def test_weights_that_float16_cannot_hold_are_refused(
+    make_bundle: Callable[..., Bundle], results: Path, checkpoint: dict[str, Any], value: float
+) -> None:
+    checkpoint["network_weights"]["decoder.seg_layers.0.bias"][1] = value
+    save(results, checkpoint)
+    with pytest.raises(BundleError, match=r"decoder\.seg_layers\.0\.bias"):
+        make_bundle()
+
+
+@pytest.mark.parametrize("name", ["plans.json", "dataset.json", "fold_0/checkpoint_final.pth"])
+def test_half_copied_folder_is_refused(make_bundle: Callable[..., Bundle], results: Path, name: str) -> None:
+    (results / name).unlink()
+    with pytest.raises(BundleError, match=Path(name).name):
+        make_bundle()
+
+
+def test_folds_that_differ_are_refused(
+    make_bundle: Callable[..., Bundle], results: Path, checkpoint: dict[str, Any]
+) -> None:
+    save(results, checkpoint | {"inference_allowed_mirroring_axes": (0,)}, 1)
+    with pytest.raises(BundleError, match="folds 0 and 1 differ"):
+        make_bundle()
+
+
+@pytest.mark.parametrize("folder", [".", "crossval_results_folds_0_1_2_3_4"])
+def test_postprocessing_is_refused_or_left_out_aloud(
+    make_bundle: Callable[..., Bundle], results: Path, folder: str
+) -> None:
+    where = results / folder
+    where.mkdir(exist_ok=True)
+    (where / "postprocessing.pkl").write_bytes(b"")
+    with pytest.raises(BundleError, match="a pickle, which is never read"):
+        make_bundle()
+    (where / "postprocessing.json").write_text(json.dumps({"postprocessing_fns": ["remove_all_but_largest"]}))
+    with pytest.raises(BundleError, match="postprocessing is not taken yet"):
+        make_bundle()
+    assert make_bundle(without_postprocessing=True).name == "unit"
+    (where / "postprocessing.json").write_text(json.dumps({"postprocessing_fns": []}))
+    assert make_bundle().name == "unit"
+
+
+def test_reader_that_turns_images_decides_the_orientation(
+    make_bundle: Callable[..., Bundle], results: Path, plans: dict[str, Any]
+) -> None:
+    (results / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": "NibabelIOWithReorient"}))
+    assert make_bundle(orientation=None).orientation == "SAR"
+    assert make_bundle(orientation="SAR").orientation == "SAR"
+    for other in ("SPL", "any"):
+        with pytest.raises(BundleError, match="turns every image to SAR"):
+            make_bundle(orientation=other)
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
+def test_reader_that_leaves_images_as_they_lie_needs_the_orientation(
+    make_bundle: Callable[..., Bundle], results: Path, plans: dict[str, Any], reader: str
+) -> None:
+    """Left out, left and right could be exchanged without a word; the message says how to find it."""
+    (results / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": reader}))
+    with pytest.raises(BundleError, match=rf"--orientation.*{reader}.*aff2axcodes.*'any'"):
+        make_bundle(orientation=None)
+    assert make_bundle(orientation="any").orientation is None
+    assert make_bundle(orientation="SPL").orientation == "SPL"
+    with pytest.raises(BundleError, match="three patient axes"):
+        make_bundle(orientation="RRR")
+
+
+def test_failed_import_leaves_nothing(results: Path, card: Path, tmp_path: Path) -> None:
+    told: dict[str, Any] = {"version": "1", "modalities": ["MR"], "card": card, "orientation": "SPL"}
+    with pytest.raises(BundleError, match="name"):
+        import_results_folder(results, tmp_path / "out", name="Not Allowed", **told)
+    assert not list(tmp_path.glob("*out*"))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BundleError, match="exists already"):
+        import_results_folder(results, tmp_path / "out", name="unit", **told)

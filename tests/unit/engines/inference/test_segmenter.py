@@ -1,0 +1,146 @@
+"""The segmenter: frames turned there and back, backends chosen by list and self-test, unsuitable volumes refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engines.backends.openvino import OpenVinoBackend
+from engines.errors import BackendUnavailable, UnsuitableVolume
+from engines.inference.segmenter import Segmenter, availability
+from engines.model.bundle import Bundle
+from engines.volume import Grid, Reorientation, Volume
+
+
+def affine_of(codes: str) -> np.ndarray:
+    """The affine whose array axes grow towards the codes, 1 mm."""
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for axis, code in enumerate(codes):
+        row = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}[code]
+        affine[row, axis] = 1.0 if code in "LPS" else -1.0
+    return affine
+
+
+@pytest.fixture
+def volume() -> Volume:
+    voxels = np.random.default_rng(0).standard_normal((9, 12, 11)).astype(np.float32)
+    return Volume(Grid((9, 12, 11), affine_of("SPL")), voxels, "MR")
+
+
+def segment(bundle: Bundle, volume: Volume, *backends: str) -> Any:
+    with Segmenter.open(bundle, backends or ("torch",), threads=1) as segmenter:
+        return segmenter.segment(volume)
+
+
+def test_label_map_lies_on_the_volumes_own_grid(make_bundle: Callable[..., Bundle], volume: Volume) -> None:
+    result = segment(make_bundle(orientation="SPL"), volume)
+    assert result.label_map.grid is volume.grid
+    assert result.label_map.labels.dtype == np.uint8
+    assert result.label_map.names == {1: "liver", 2: "spleen"}
+    assert set(result.seconds) == {"preprocess", "network", "labels", "total"}
+    assert (result.backend, result.precision, result.device) == ("torch", "float32", "CPU")
+    assert result.backend_reason.startswith("torch: torch")
+    assert result.versions == f"torch {torch.__version__}"
+
+
+@pytest.mark.parametrize("codes", ["IAR", "LSP", "ASR", "PLS"])
+def test_any_orientation_gives_the_same_anatomy(make_bundle: Callable[..., Bundle], volume: Volume, codes: str) -> None:
+    """The model sees its own frame whatever the volume's is; the labels come back to each voxel."""
+    bundle = make_bundle(orientation="SPL")
+    turn = Reorientation.between("SPL", codes)
+    turned = Volume(turn.grid(volume.grid), turn.apply(volume.voxels), "MR")
+    assert turned.grid.axis_codes == codes
+    here, there = segment(bundle, volume).label_map, segment(bundle, turned).label_map
+    assert len(np.unique(here.labels)) > 1
+    assert np.array_equal(turn.undo(there.labels), here.labels)
+
+
+def test_orientation_matters(make_bundle: Callable[..., Bundle], volume: Volume) -> None:
+    one, other = make_bundle(orientation="SPL"), make_bundle("other", orientation="IPL")
+    assert not np.array_equal(segment(one, volume).label_map.labels, segment(other, volume).label_map.labels)
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 11), (2, 3, 4), (1, 1, 2)])
+def test_small_volumes(make_bundle: Callable[..., Bundle], shape: tuple[int, int, int]) -> None:
+    voxels = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    result = segment(make_bundle(), Volume(Grid(shape, np.eye(4)), voxels, "MR"))
+    assert result.label_map.labels.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("voxels", "modality", "message"),
+    [
+        (np.zeros((4, 4, 4)), "MR", "empty: every voxel is 0"),
+        (np.full((4, 4, 4), -1024.0), "MR", "every voxel is -1024"),
+        (np.where(np.arange(64).reshape(4, 4, 4) == 7, np.nan, 1.0), "MR", "voxels that are not finite"),
+        (np.where(np.arange(64).reshape(4, 4, 4) == 7, np.inf, 1.0), "MR", "voxels that are not finite"),
+        (np.where(np.arange(64).reshape(4, 4, 4) == 7, -np.inf, 1.0), "MR", "voxels that are not finite"),
+        (np.arange(64).reshape(4, 4, 4), "CT", "made for MR, not CT"),
+    ],
+)
+def test_unsuitable_volumes(make_bundle: Callable[..., Bundle], voxels: Any, modality: str, message: str) -> None:
+    with pytest.raises(UnsuitableVolume, match=message):
+        segment(make_bundle(), Volume(Grid((4, 4, 4), np.eye(4)), voxels, modality))
+
+
+def test_openvino_is_first_and_agrees(make_bundle: Callable[..., Bundle], volume: Volume) -> None:
+    bundle = make_bundle()
+    with Segmenter.open(bundle, threads=1) as segmenter:
+        result = segmenter.segment(volume)
+    assert result.backend == "openvino"
+    assert "self-test passed" in result.backend_reason
+    assert "openvino" in result.versions
+    assert "torch" in result.versions
+    assert (result.label_map.labels == segment(bundle, volume).label_map.labels).mean() >= 0.999
+
+
+def test_backend_that_fails_the_self_test_is_passed_over(
+    make_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = OpenVinoBackend.__call__
+    monkeypatch.setattr(OpenVinoBackend, "__call__", lambda self, patches: answer(self, patches) * 1.05)
+    with Segmenter.open(make_bundle(), threads=1) as segmenter:
+        assert "openvino: self-test failed: logits off by" in segmenter.backend_reason
+        assert "torch:" in segmenter.backend_reason
+    monkeypatch.setattr(OpenVinoBackend, "__call__", lambda self, patches: answer(self, patches) * float("nan"))
+    with pytest.raises(BackendUnavailable, match="self-test failed"):
+        Segmenter.open(make_bundle(), ["openvino"], threads=1)
+
+
+def test_no_backend_left(make_bundle: Callable[..., Bundle]) -> None:
+    bundle = make_bundle()
+    with pytest.raises(BackendUnavailable, match="the list is empty"):
+        Segmenter.open(bundle, [])
+    with pytest.raises(BackendUnavailable, match="no such backend"):
+        Segmenter.open(bundle, ["tensorflow"])
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendUnavailable, match=r"openvino: serves the processor only.*torch: "):
+            Segmenter.open(bundle, device="cuda", threads=1)
+
+
+def test_availability_has_a_reason() -> None:
+    assert availability("torch").available
+    assert availability("openvino").reason
+
+
+def test_mirroring_changes_the_answer(make_bundle: Callable[..., Bundle], volume: Volume) -> None:
+    plain, flipped = make_bundle(), make_bundle("flipped", mirroring=True)
+    assert not np.array_equal(segment(plain, volume).label_map.labels, segment(flipped, volume).label_map.labels)
+
+
+def test_folds_are_averaged(
+    make_bundle: Callable[..., Bundle], results: Path, checkpoint: dict[str, Any], volume: Volume
+) -> None:
+    """A fold beside its own negative leaves nothing but the lowest class."""
+    (results / "fold_1").mkdir()
+    weights = dict(checkpoint["network_weights"])
+    for key in ("decoder.seg_layers.0.weight", "decoder.seg_layers.0.bias"):
+        weights[key] = -weights[key]
+    torch.save(checkpoint | {"network_weights": weights}, results / "fold_1" / "checkpoint_final.pth")
+    assert not segment(make_bundle(), volume).label_map.labels.any()

@@ -1,0 +1,107 @@
+"""hilum-models, command by command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.cli import main
+from engines.model.bundle import Bundle, load_bundle
+from engines.nifti import read_label_map, write_label_map, write_volume
+from engines.volume import Grid, LabelMap, Volume
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    voxels = np.random.default_rng(0).standard_normal((6, 8, 8)).astype(np.float32)
+    path = tmp_path / "images/one.nii.gz"
+    write_volume(path, Volume(Grid((6, 8, 8), np.eye(4)), voxels, "MR"))
+    return path
+
+
+def test_import(results: Path, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "figures.json").write_text('{"dice": 0.87}')
+    out = tmp_path / "bundle"
+    options = f"--out {out} --name unit --version 1.0 --modality MR --card {card} --orientation SPL --min-slices 12"
+    options += f" --min-extent-mm 10 20 30 --unreported spleen --evaluation {tmp_path}/figures.json --json"
+    assert main(["import", str(results), *options.split()]) == 0
+    described = json.loads(capsys.readouterr().out)
+    bundle = load_bundle(out)
+    assert described["digest"] == bundle.digest
+    assert bundle.limits.min_slices == 12
+    assert bundle.limits.min_extent_mm == (10.0, 20.0, 30.0)
+    assert bundle.unreported == (2,)
+    assert bundle.evaluation == {"dice": 0.87}
+
+
+def test_import_without_orientation_is_refused(
+    results: Path, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = f"--out {tmp_path}/b --name unit --version 1 --modality MR --card {card}".split()
+    assert main(["import", str(results), *options]) == 1
+    said = capsys.readouterr().err
+    assert "--orientation" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "b").exists()
+    assert main(["import", str(results), *options, "--orientation", "any"]) == 0
+    assert load_bundle(tmp_path / "b").orientation is None
+
+
+def test_failure_is_one_line_and_status_one(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = f"--out {tmp_path}/b --name unit --version 1 --modality MR --card {card}".split()
+    assert main(["import", str(tmp_path / "gone"), *options]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("hilum-models: ")
+    assert "dataset.json" in said
+    assert said.count("\n") == 1
+
+
+def test_show(make_bundle: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = make_bundle()
+    assert main(["show", str(bundle.folder)]) == 0
+    said = capsys.readouterr().out
+    assert bundle.digest in said
+    assert "1 liver, 2 spleen" in said
+    assert main(["show", str(bundle.folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["backends"]["torch"]["available"] is True
+
+
+def test_segment(
+    make_bundle: Callable[..., Bundle], image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "labels.nii.gz"
+    arguments = ["segment", str(make_bundle().folder), str(image), str(out), "--backend", "torch", "--threads", "1"]
+    assert main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    labels = read_label_map(out, {}).labels
+    assert report["volumes_ml"]["liver"] == pytest.approx(int((labels == 1).sum()) / 1000, abs=1e-3)
+    assert report["backend"] == "torch"
+    assert '"spleen"' in (tmp_path / "labels.label.txt").read_text()
+
+
+def test_evaluate(
+    make_bundle: Callable[..., Bundle], image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels").mkdir()
+    truth = LabelMap(Grid((6, 8, 8), np.eye(4)), np.ones((6, 8, 8), dtype=np.uint8), {1: "liver"})
+    write_label_map(tmp_path / "labels/one.nii.gz", truth)
+    arguments = ["evaluate", str(make_bundle().folder), "--images", str(image.parent)]
+    arguments += ["--labels", str(tmp_path / "labels"), "--backend", "torch", "--threads", "1"]
+    assert main([*arguments, "--json", "--out", str(tmp_path / "figures.json")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["scores"][0]["true_ml"] == pytest.approx(0.384)
+    assert json.loads((tmp_path / "figures.json").read_text()) == report["summary"]
+    assert main(arguments) == 0
+    assert "1/1 one" in capsys.readouterr().err
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from engines.cli import _parser; _parser().format_help(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

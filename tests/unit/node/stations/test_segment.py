@@ -1,0 +1,308 @@
+"""Segmenting: what is committed at once, what ends how, and that a retry is the same object."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from engines.errors import BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
+from engines.inference.segmenter import Segmentation
+from engines.volume import LabelMap, Volume
+from node.dicom.compose import ResultStyle
+from node.domain.instance import ReceivedInstance, Sender
+from node.domain.job import DeliveryState, Destination, JobState, ObjectKind, RetryPolicy
+from node.domain.routing import ModelFacts, Rule
+from node.domain.segments import load_segments
+from node.domain.series import Evidence
+from node.domain.work import Station
+from node.selftest.phantom import CT
+from node.selftest.scanner import Acquisition, planes_around, write_series
+from node.stations.assemble import Assembler
+from node.stations.segment import Bench, Models, Recipe
+from node.store.journal import Journal
+from node.store.spool import Spool
+
+PACS = Destination("pacs", "PACS", "127.0.0.1", 104, "HILUM")
+SEGMENTS = load_segments((Path(__file__).parents[4] / "dicom_config" / "segments.csv").read_text())
+BUNDLE: Any = SimpleNamespace(
+    name="any", version="1", digest="m" * 64, modalities=("CT",), labels={1: "liver", 2: "spleen"}, unreported=()
+)
+
+
+class Segmenter:
+    """The small interface of an open model; it labels what is bright, or fails as it is told."""
+
+    bundle = BUNDLE
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.finds = True
+        self.before: Callable[[], object] = lambda: None
+
+    def segment(self, volume: Volume, progress: Callable[[float], None] | None = None) -> Segmentation:
+        self.before()
+        if self.error is not None:
+            raise self.error
+        labels = np.zeros(volume.grid.shape, np.uint8)
+        if self.finds:
+            labels[4:9, 5:12, 6:14] = 1
+            labels[10:14, 5:12, 6:14] = 2
+        if progress is not None:
+            progress(1.0)
+        seconds = {"preprocess": 0.1, "network": 0.2, "labels": 0.1, "total": 0.4}
+        label_map = LabelMap(volume.grid, labels, BUNDLE.labels)
+        return Segmentation(label_map, "torch", "float32", "cpu", "asked for", "torch 2", seconds)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def fast() -> Iterator[Path]:
+    shm = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="hilum-", dir=shm if shm.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def journal(fast: Path) -> Iterator[Journal]:
+    with Journal.open(f"sqlite:///{fast / 'journal.db'}") as opened:
+        yield opened
+
+
+@pytest.fixture
+def segmenter() -> Segmenter:
+    return Segmenter()
+
+
+@pytest.fixture
+def bench(journal: Journal, fast: Path, segmenter: Segmenter) -> Bench:
+    bundles: Mapping[str, Any] = {"any": BUNDLE}
+    return Bench(
+        journal=journal,
+        spool=Spool(fast / "spool", 0),
+        models=Models(bundles, lambda _bundle: segmenter),  # type: ignore[arg-type,return-value]
+        recipe=Recipe(SEGMENTS, "c" * 64, "0.1.0"),
+        style=ResultStyle(),
+        destinations={"pacs": PACS},
+        retry=RetryPolicy(first_s=0.0, longest_s=0.0, tries=3),
+        jitter=lambda: 0.5,
+    )
+
+
+@pytest.fixture
+def paths(fast: Path) -> list[Path]:
+    planes = planes_around(pixel_mm=(8.0, 8.0), step_mm=12.0)
+    return list(write_series(Acquisition(planes, CT), fast / "ct"))
+
+
+def receive(journal: Journal, paths: list[Path]) -> None:
+    for path in paths:
+        ds = dcmread(path, stop_before_pixels=True)
+        journal.commit(
+            ReceivedInstance(
+                sop_instance_uid=str(ds.SOPInstanceUID),
+                sop_class_uid=str(ds.SOPClassUID),
+                transfer_syntax_uid="1.2.840.10008.1.2.1",
+                study_instance_uid=str(ds.StudyInstanceUID),
+                series_instance_uid=str(ds.SeriesInstanceUID),
+                patient_id=str(ds.PatientID),
+                path=path,
+                length=path.stat().st_size,
+                crc32=int(ds.InstanceNumber),
+                sender=Sender("ct1", "CT1", "HILUM", "10.0.0.1", "a1"),
+                received_at=datetime.now(UTC),
+            )
+        )
+
+
+def job_for(journal: Journal, paths: list[Path], destinations: tuple[str, ...] = ("pacs",)) -> int:
+    receive(journal, paths)
+    (series,) = journal.open_series()
+    journal.judge(series, Evidence.SILENCE)
+    (row,) = journal.work(Station.ASSEMBLE)
+    rule = Rule("all", "any", (), destinations)
+    models = {"any": ModelFacts("any", "m" * 64, ("CT",))}
+    assert Assembler(journal, (rule,), models, "c" * 64).run(row.id, row.attempt) == "processed"
+    return journal.list_jobs()[0].id
+
+
+def record_of(journal: Journal, job_id: int) -> Any:
+    record = journal.show_job(job_id)
+    assert record is not None
+    return record
+
+
+def results_in(bench: Bench) -> list[Path]:
+    return list((bench.spool.folder / "results").iterdir())
+
+
+def test_job_objects_and_deliveries_at_once(journal: Journal, bench: Bench, paths: list[Path]) -> None:
+    job_id = job_for(journal, paths)
+    assert bench.run(job_id, 1) == "composed"
+    record = record_of(journal, job_id)
+    assert record.job.state is JobState.COMPOSED
+    assert [(d.kind, d.destination, d.state) for d in record.deliveries] == [
+        (kind, "pacs", DeliveryState.PENDING) for kind in (ObjectKind.SEG, ObjectKind.SR, ObjectKind.PDF)
+    ]
+    variants = {(o.kind, o.variant) for o in record.objects}
+    assert {("seg", "binary"), ("sr", "comprehensive3d-binary"), ("pdf", "pdf")} <= variants
+    assert {o.path for o in record.objects} == set(results_in(bench))
+    assert {f["segment"] for f in record.result["findings"]} == {"liver", "spleen"}
+    assert record.result["seconds"].keys() >= {"load", "segment", "compose"}
+
+
+def test_twice_is_never_wrong(journal: Journal, bench: Bench, paths: list[Path]) -> None:
+    """A second call of the same attempt finds nothing to do."""
+    job_id = job_for(journal, paths)
+    assert bench.run(job_id, 1) == "composed"
+    assert bench.run(job_id, 1) == "not_mine"
+    assert len(record_of(journal, job_id).deliveries) == 3
+
+
+def test_a_repetition_makes_the_same_objects(
+    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path]
+) -> None:
+    """RES-20: taken over in the middle, the job's objects have the UIDs that they would have had."""
+    job_id = job_for(journal, paths)
+    uids: list[str] = []
+
+    def overtaken() -> None:
+        journal.take_over(journal.work(Station.SEGMENT)[0], "lease_lapsed")
+
+    segmenter.before = overtaken
+    assert bench.run(job_id, 1) == "outrun"
+    assert results_in(bench) == [], "the loser's files must go"
+    segmenter.before = lambda: None
+    assert bench.run(job_id, 2) == "composed"
+    uids = sorted(o.sop_instance_uid for o in record_of(journal, job_id).objects)
+    assert len(set(uids)) == len(uids)
+
+
+def test_a_late_slice_while_segmenting(journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path]) -> None:
+    """Gate 3 at the commit: the result of the old revision is thrown away."""
+    job_id = job_for(journal, paths[:-1])
+    segmenter.before = lambda: receive(journal, paths[-1:])
+    assert bench.run(job_id, 1) == "outrun"
+    assert record_of(journal, job_id).job.state is JobState.CANCELLED
+    assert results_in(bench) == []
+
+
+def test_nothing_found_sends_no_segmentation(
+    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path]
+) -> None:
+    """RES-6."""
+    job_id = job_for(journal, paths)
+    segmenter.finds = False
+    assert bench.run(job_id, 1) == "composed"
+    record = record_of(journal, job_id)
+    assert [d.kind for d in record.deliveries] == [ObjectKind.SR, ObjectKind.PDF]
+    assert {f["outcome"] for f in record.result["findings"]} == {"not_found"}
+
+
+def test_without_destination_it_is_done(journal: Journal, bench: Bench, paths: list[Path]) -> None:
+    job_id = job_for(journal, paths, ())
+    assert bench.run(job_id, 1) == "composed"
+    assert record_of(journal, job_id).job.state is JobState.DONE
+
+
+def test_a_destination_takes_what_it_is_configured_for(journal: Journal, bench: Bench, paths: list[Path]) -> None:
+    job_id = job_for(journal, paths)
+    plain = replace(bench, destinations={"pacs": replace(PACS, sr=False, pdf=False)})
+    assert plain.run(job_id, 1) == "composed"
+    assert [d.kind for d in record_of(journal, job_id).deliveries] == [ObjectKind.SEG]
+
+
+def test_a_report_names_its_predecessor(journal: Journal, bench: Bench, paths: list[Path]) -> None:
+    """RES-34: the one that was sent, by its class and UIDs."""
+    first = job_for(journal, paths[:-1])
+    bench.run(first, 1)
+    for row in (1, 2, 3):
+        work = journal.begin_delivery(row, 1)
+        assert work is not None
+        best = next(o for o in work.objects if o.variant in ("binary", "comprehensive3d-binary", "pdf"))
+        journal.sent(row, 1, best.variant, best.sop_instance_uid)
+    old = next(o for o in record_of(journal, first).objects if o.variant == "comprehensive3d-binary")
+    second = job_for(journal, paths[-1:])
+    assert bench.run(second, 1) == "composed"
+    new = next(o for o in record_of(journal, second).objects if o.variant == "comprehensive3d-binary")
+    (study,) = dcmread(new.path).PredecessorDocumentsSequence
+    (item,) = study.ReferencedSeriesSequence[0].ReferencedSOPSequence
+    assert item.ReferencedSOPInstanceUID == old.sop_instance_uid != new.sop_instance_uid
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "reason"),
+    [
+        (UnsuitableVolume("empty"), JobState.REJECTED, "unsuitable_volume"),
+        (OutOfDeviceMemory("too big"), JobState.QUEUED, "DeviceBusy"),
+        (MemoryError(), JobState.QUEUED, "DeviceBusy"),
+        (OSError(errno.ENOSPC, "No space left on device"), JobState.QUEUED, "SpoolFull"),
+        (BackendUnavailable("no device"), JobState.FAILED, "backend"),
+        (BundleError("gone"), JobState.FAILED, "bundle"),
+    ],
+)
+def test_an_errors_class_is_its_fate(
+    journal: Journal,
+    bench: Bench,
+    segmenter: Segmenter,
+    paths: list[Path],
+    error: BaseException,
+    state: JobState,
+    reason: str,
+) -> None:
+    job_id = job_for(journal, paths)
+    segmenter.error = error
+    bench.run(job_id, 1)
+    record = record_of(journal, job_id)
+    assert (record.job.state, record.job.reason) == (state, reason)
+
+
+def test_a_device_that_stays_busy_ends_for_a_person(
+    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path]
+) -> None:
+    job_id = job_for(journal, paths)
+    segmenter.error = OutOfDeviceMemory("too big")
+    for attempt in (1, 2, 3):
+        bench.run(job_id, attempt)
+    record = record_of(journal, job_id)
+    assert (record.job.state, record.job.reason) == (JobState.FAILED, "exhausted")
+
+
+def test_a_bug_flies(journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path]) -> None:
+    """What is not expected is caught in one place, above."""
+    job_id = job_for(journal, paths)
+    segmenter.error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        bench.run(job_id, 1)
+    assert results_in(bench) == []
+
+
+def test_a_model_that_is_gone(journal: Journal, bench: Bench, paths: list[Path]) -> None:
+    job_id = job_for(journal, paths)
+    empty = replace(bench, models=Models({}, lambda _: None))  # type: ignore[arg-type,return-value]
+    empty.run(job_id, 1)
+    assert record_of(journal, job_id).job.reason == "bundle"
+
+
+def test_undecodable_pixels_are_rejected(journal: Journal, bench: Bench, paths: list[Path]) -> None:
+    ds = dcmread(paths[2])
+    ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.70"
+    from pydicom.encaps import encapsulate
+
+    ds.PixelData = encapsulate([b"\xff\xd8 this is no JPEG \xff\xd9"])
+    ds["PixelData"].is_undefined_length = True
+    ds.save_as(paths[2])
+    job_id = job_for(journal, paths)
+    assert bench.run(job_id, 1) == "reject"
+    assert record_of(journal, job_id).job.reason == "undecodable"

@@ -1,0 +1,439 @@
+"""The command line: one shape, helpful help, exit statuses, and errors that say what to do."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from node.cli import main, parser
+from node.commands.check import peer_lines
+from node.commands.setup import example
+from node.commands.terminal import age, document, harmless, plain, table
+from node.config import load_settings, parse_settings
+from node.domain.instance import ReceivedInstance, Sender
+from node.store.journal import Journal
+
+ROOT = Path(__file__).parents[3]
+COMMANDS = (
+    "demo",
+    "init",
+    "serve",
+    "check",
+    "explain",
+    "series",
+    "jobs",
+    "retry",
+    "cancel",
+    "send",
+    "segment",
+    "models",
+)
+EVERY = (*COMMANDS, "selftest", "version", "role")
+SENDER = Sender("ct1", "CT1", "HILUM", "10.1.2.3", "a1")
+
+
+@pytest.fixture(autouse=True)
+def _no_configuration_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("HILUM_CONFIG", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    """A node that `hilum init` has just made."""
+    assert main(["init", "--folder", str(tmp_path / "node")]) == 0
+    return tmp_path / "node" / "node.toml"
+
+
+@pytest.fixture
+def journal(node: Path) -> Iterator[Journal]:
+    with Journal.open(load_settings(node).journal_url) as opened:
+        yield opened
+
+
+def receive(journal: Journal, series: str = "1.2.3", number: int = 1) -> None:
+    journal.commit(
+        ReceivedInstance(
+            sop_instance_uid=f"{series}.{number}",
+            sop_class_uid="1.2.840.10008.5.1.4.1.1.4",
+            transfer_syntax_uid="1.2.840.10008.1.2.1",
+            study_instance_uid="1.2",
+            series_instance_uid=series,
+            patient_id="CANARY-ID",
+            path=Path(f"/spool/{series}.{number}"),
+            length=100,
+            crc32=number,
+            sender=SENDER,
+            received_at=datetime.now(UTC),
+        )
+    )
+
+
+def out(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out
+
+
+# Shape ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_every_command_has_help_with_an_example_and_the_statuses(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    shown = out(capsys)
+    assert ended.value.code == 0
+    assert f"example: hilum {command}" in shown
+    assert "exit status: 0 done" in shown
+    assert "--json" in shown
+
+
+def test_the_examples_of_the_help_can_be_parsed(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in EVERY:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        (example_line,) = re.findall(r"^example: hilum (.*)$", out(capsys), re.MULTILINE)
+        assert parser().parse_args(example_line.split()).command == command
+
+
+def test_every_command_leads_to_a_function() -> None:
+    for action in parser()._subparsers._group_actions[0].choices.values():  # type: ignore[union-attr]
+        module, _, function = action.get_default("run").partition(":")
+        assert callable(getattr(importlib.import_module(f"node.commands.{module}"), function))
+
+
+def test_every_command_stands_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for command in EVERY:
+        assert f"hilum {command}" in text
+
+
+def test_help_is_there_in_a_blink_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, node.cli, node.config\n"
+        "heavy = {'torch', 'highdicom', 'pydicom', 'pynetdicom', 'sqlalchemy', 'dbos', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["frobnicate"],
+        ["segment", "folder"],
+        ["jobs", "--limit", "0"],
+        ["jobs", "-3"],
+        ["selftest"],
+        ["role", "cook"],
+    ],
+)
+def test_a_wrong_command_line_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "usage: hilum" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["check"], ["series"], ["jobs"], ["retry", "1"], ["serve"], ["send", ".", "--to", "pacs"], ["role", "worker"]],
+)
+def test_without_configuration_the_way_to_one_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"hilum {words[0]}: ")
+    assert "hilum init" in said
+    assert "Traceback" not in said
+
+
+def test_the_configuration_is_named_by_option_by_environment_or_lies_here(
+    node: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["series", "--config", str(node)]) == 3
+    monkeypatch.setenv("HILUM_CONFIG", str(node))
+    assert main(["series"]) == 3
+    monkeypatch.delenv("HILUM_CONFIG")
+    monkeypatch.chdir(node.parent)
+    assert main(["series"]) == 3
+    assert capsys.readouterr().err.count("there is no journal yet") == 3
+    assert not (node.parent / "data" / "journal.db").exists(), "looking must not create a journal"
+
+
+# init, version --------------------------------------------------------------------------------------------------------
+
+
+def test_init_writes_a_file_that_loads_and_private_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "--folder", str(tmp_path / "a"), "--ae-title", "NODE", "--json"]) == 0
+    shown = json.loads(out(capsys))
+    settings = load_settings(Path(shown["config"]))
+    assert settings.node.ae_title == "NODE"
+    assert settings.node.serial != "unset"
+    for folder in map(Path, shown["folders"]):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_two_nodes_get_two_serials(tmp_path: Path) -> None:
+    """RES-20: the serial is part of every result's UID."""
+    assert main(["init", "--folder", str(tmp_path / "a")]) == main(["init", "--folder", str(tmp_path / "b")]) == 0
+    first, second = (load_settings(tmp_path / name / "node.toml").node.serial for name in "ab")
+    assert first != second
+
+
+def test_init_never_overwrites(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    node.write_text("# mine\n", encoding="utf-8")
+    assert main(["init", "--folder", str(node.parent)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert node.read_text(encoding="utf-8") == "# mine\n"
+
+
+def test_init_refuses_an_ae_title_before_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "--folder", str(tmp_path / "a"), "--ae-title", 'X"\nname = "y']) == 2
+    assert "node.ae_title" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_example_is_quoted_as_toml() -> None:
+    assert parse_settings(example('A"B', "s"), Path("x")).node.ae_title == 'A"B'
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    assert out(capsys).startswith("hilum ")
+    assert main(["version", "--json"]) == 0
+    assert set(json.loads(out(capsys))) == {"version"}
+
+
+# series, jobs, retry, cancel ------------------------------------------------------------------------------------------
+
+
+def test_series_are_listed_and_one_is_shown_with_its_history(
+    node: Path, journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receive(journal, "1.2.3", 1)
+    receive(journal, "1.2.3", 2)
+    receive(journal, "1.2.4", 1)
+    assert main(["series", "--config", str(node)]) == 0
+    listed = out(capsys)
+    assert len(listed.splitlines()) == 3
+    assert "ct1" in listed
+    assert main(["series", "1.2.3", "--config", str(node)]) == 0
+    shown = out(capsys)
+    for word in ("1.2.3", "ct1: CT1 at 10.1.2.3", "2 images", "open", "history"):
+        assert word in shown
+
+
+def test_series_as_json_have_no_patient_in_them(
+    node: Path, journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SEC-20: the canary patient id stands in no output."""
+    receive(journal)
+    assert main(["series", "--json", "--config", str(node)]) == 0
+    text = out(capsys)
+    (row,) = json.loads(text)
+    assert {"id", "series_instance_uid", "state", "revision", "instances", "outcome", "reason", "evidence"} <= set(row)
+    assert datetime.fromisoformat(row["last_received_at"]).tzinfo is not None
+    assert main(["series", str(row["id"]), "--json", "--config", str(node)]) == 0
+    one = out(capsys)
+    assert {"summary", "instances", "parts", "jobs", "events"} == set(json.loads(one))
+    assert "CANARY" not in text + one
+
+
+def test_filters_and_empty_lists(node: Path, journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
+    receive(journal)
+    assert main(["series", "--state", "settled", "--config", str(node)]) == 0
+    assert out(capsys) == "no series\n"
+    assert main(["jobs", "--config", str(node)]) == 0
+    assert out(capsys) == "no jobs\n"
+    assert main(["jobs", "--json", "--config", str(node)]) == 0
+    assert json.loads(out(capsys)) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["series", "99"],
+        ["series", "1.2.999"],
+        ["jobs", "99"],
+        ["retry", "99"],
+        ["retry", "--delivery", "99"],
+        ["retry", "--series", "99"],
+        ["cancel", "99"],
+        ["cancel", "--delivery", "99"],
+    ],
+)
+def test_what_is_not_there_is_status_3(
+    node: Path, journal: Journal, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--config", str(node)]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"hilum {words[0]}: ")
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["retry"], ["cancel"], ["retry", "1", "--delivery", "2"]])
+def test_retry_and_cancel_want_one_thing(
+    node: Path, journal: Journal, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--config", str(node)]) == 2
+    assert "name one thing" in capsys.readouterr().err
+
+
+# check ----------------------------------------------------------------------------------------------------------------
+
+
+def checks(node: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, list[dict[str, str]]]]:
+    status = main(["check", "--json", "--config", str(node), *words])
+    page = json.loads(out(capsys))
+    assert page["ok"] == (status == 0)
+    by_subject: dict[str, list[dict[str, str]]] = {}
+    for item in page["checks"]:
+        assert set(item) == {"level", "subject", "text", "mend"}
+        by_subject.setdefault(item["subject"], []).append(item)
+    return status, by_subject
+
+
+def test_check_shows_the_research_use_setting(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """RES-13: shown either way; a warning where results are not marked."""
+    capsys.readouterr()
+    assert checks(node, capsys)[1]["research use"][0]["level"] == "ok"
+    node.write_text(
+        node.read_text(encoding="utf-8").replace("# research_use = true", "research_use = false"), encoding="utf-8"
+    )
+    assert checks(node, capsys)[1]["research use"][0]["level"] == "warn"
+
+
+def test_check_lists_decoders_models_and_disk(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    _, found = checks(node, capsys)
+    assert any("JPEG 2000" in item["text"] for item in found["decoder"])
+    assert found["disk"][0]["level"] == "ok"
+    assert any(subject.startswith("model ") for subject in found)
+
+
+def test_check_fails_without_a_data_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text("", encoding="utf-8")
+    status, found = checks(file, capsys)
+    assert status == 1
+    assert found["disk"][0]["level"] == "fail"
+    assert "mkdir -m 700" in found["disk"][0]["mend"]
+
+
+def test_check_names_a_destination_that_does_not_answer(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A destination that a rule needs fails the check; one that none needs is a warning."""
+    capsys.readouterr()
+    destination = '[[destination]]\nname = "pacs"\nae_title = "PACS"\nhost = "127.0.0.1"\nport = 9\ntimeout_s = 2\n'
+    text = node.read_text(encoding="utf-8") + destination
+    node.write_text(text, encoding="utf-8")
+    assert checks(node, capsys)[1]["destination pacs"][0]["level"] == "warn"
+    node.write_text(text.replace("destinations = []", 'destinations = ["pacs"]'), encoding="utf-8")
+    status, found = checks(node, capsys)
+    assert status == 1
+    assert found["destination pacs"][0]["level"] == "fail"
+    assert "PACS at 127.0.0.1:9" in found["destination pacs"][0]["text"]
+    assert "destination pacs" not in checks(node, capsys, "--offline")[1]
+
+
+def test_check_says_who_was_refused_and_what_to_add(
+    node: Path, journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """NET-13: the line to add; SEC-21: the peer's own words are quoted."""
+    journal.refused_peer('EVIL"\x1b[2J', "HILUM", "10.9.9.9", "refused_peer")
+    capsys.readouterr()
+    (remark,) = checks(node, capsys)[1]["refused"]
+    lines = remark["mend"].partition("\n")[2]
+    settings = parse_settings(lines.replace("\\u001b", "x"), Path("x"))
+    assert settings.peer[0].addresses == ("10.9.9.9",)
+    assert "\x1b" not in remark["mend"]
+    assert main(["check", "--config", str(node)]) in {0, 1}
+    assert "\x1b" not in out(capsys)
+
+
+def test_the_lines_to_add_let_an_ordinary_peer_in() -> None:
+    (peer,) = parse_settings(peer_lines("CT_1", "10.1.2.3"), Path("x")).peer
+    assert (peer.name, peer.ae_title, peer.addresses) == ("ct-1", "CT_1", ("10.1.2.3",))
+
+
+def test_check_fails_where_peers_cannot_reach_the_listener(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    peer = '[[peer]]\nname = "ct1"\nae_title = "CT1"\naddresses = ["10.1.2.3"]\n'
+    node.write_text(
+        node.read_text(encoding="utf-8").replace('host = "0.0.0.0"', 'host = "127.0.0.1"', 1) + peer, encoding="utf-8"
+    )
+    status, found = checks(node, capsys)
+    assert status == 1
+    assert found["listener"][0]["level"] == "fail"
+
+
+def test_check_fails_for_a_rule_whose_model_is_not_there(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    node.write_text(
+        node.read_text(encoding="utf-8").replace('model = "hippocampus-mr"', 'model = "liver"'), encoding="utf-8"
+    )
+    status, found = checks(node, capsys)
+    assert status == 1
+    assert "'liver'" in found["rule hippocampus"][-1]["text"]
+
+
+# models, folders ------------------------------------------------------------------------------------------------------
+
+
+def test_models_are_listed_with_digest_labels_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json"]) == 0
+    pages = {page["name"]: page for page in json.loads(out(capsys))}
+    assert "hippocampus-mr" in pages
+    for page in pages.values():
+        assert re.fullmatch(r"[0-9a-f]{64}", page["digest"])
+        assert page["uncoded"] == [], "every label of a shipped model has its code"
+        assert all(choice["reason"] for choice in page["backends"])
+    assert main(["models", "nothing"]) == 3
+
+
+@pytest.mark.parametrize("command", [["explain", "nowhere"], ["segment", "nowhere", "--out", "x"]])
+def test_a_folder_that_is_not_there_is_status_3(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command) == 3
+    assert "nowhere" in capsys.readouterr().err
+
+
+# The terminal ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[31mred", "tab\there", "\u202eevil", "\x9b1m", "null\0"])
+def test_text_of_strangers_cannot_steer_a_terminal(text: str) -> None:
+    """SEC-21."""
+    shown = harmless(text)
+    assert shown.isprintable()
+    assert len(table(("x",), [(text,)]).splitlines()) == 2
+
+
+def test_numbers_stand_to_the_right() -> None:
+    assert table(("n", "name"), [(5, "a"), (12, "b")]).splitlines() == [" n  name", " 5  a", "12  b"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (200_000, "2 d"), (-5, "0 s")]
+)
+def test_ages_are_short(seconds: float, words: str) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert age(now - timedelta(seconds=seconds), now) == words
+
+
+def test_json_documents_hold_plain_values() -> None:
+    assert plain(SENDER)["alias"] == "ct1"
+    assert json.loads(document({"at": datetime(2026, 1, 1, tzinfo=UTC), "path": Path("/x"), "set": {"b", "a"}})) == {
+        "at": "2026-01-01T00:00:00+00:00",
+        "path": "/x",
+        "set": ["a", "b"],
+    }
