@@ -175,6 +175,9 @@ class PeerSection(Section):
         default=None, ge=0, description="Its own limit of idleness; 0: none. Default: listener.idle_s."
     )
     quiet_s: float | None = Field(default=None, gt=0, le=86400, description="Its own completion.quiet_s.")
+    expected_active: bool = Field(
+        default=False, description="Its silence of four hours is worth a ticket (alert HilumSenderSilent)."
+    )
 
 
 class DestinationSection(Section):

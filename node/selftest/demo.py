@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ PARTS = 2
 """Associations over which each series is sent."""
 
 _START_S = 180.0
-_STOP_S = 30.0
+_STOP_S = 60.0
 _POLL_S = 1.0
 _KINDS = ("SEG", "SR", "DOC")
 
@@ -194,7 +195,7 @@ def _node(config: Path, scanner: Destination) -> Iterator[_Node]:
     command = [sys.executable, "-m", "node.cli", "serve", "--config", str(config)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     log = config.with_name("node.log")
-    with log.open("wb") as output:
+    with log.open("wb") as output, _sigterm_as_exit():
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, env=environment)
         try:
             node = _Node(process, config, log)
@@ -202,6 +203,23 @@ def _node(config: Path, scanner: Destination) -> Iterator[_Node]:
             yield node
         finally:
             _stop(process)
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that the node which was started is stopped too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _wait_until_it_answers(node: _Node, scanner: Destination) -> None:

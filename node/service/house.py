@@ -14,11 +14,12 @@ from engines.model.bundle import SHIPPED, Bundle, find_bundles
 from node.config import Settings
 from node.dicom.composition import ResultStyle
 from node.domain.job import Destination
+from node.domain.reasons import REASONS
 from node.domain.routing import ModelFacts, ModelLimits, Rule
 from node.domain.segments import SegmentDescription, load_segments
 from node.errors import ConfigError
 from node.monitor import metrics
-from node.service.process import REASONS, product_version
+from node.service.process import product_version
 from node.store.journal import Journal
 from node.store.spool import Spool
 

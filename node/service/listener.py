@@ -18,7 +18,6 @@ from node.dicom.scp import (
     AssociationOpened,
     AssociationRefused,
     EchoAnswered,
-    End,
     InstanceRefused,
     InstanceStored,
     Limits,
@@ -39,12 +38,6 @@ from node.store.spool import INCOMING, Spool
 _log = logging.getLogger(__name__)
 
 _BEAT_S = 1.0
-_ENDS = {
-    End.RELEASED: "released",
-    End.TIMED_OUT: "timed_out",
-    End.ABORTED_BY_PEER: "aborted",
-    End.DISCONNECTED: "aborted",
-}
 _DECODERS = "import json; from node.dicom.decoding import decoders; print(json.dumps(sorted(decoders())))"
 
 
@@ -151,7 +144,12 @@ def walk_limits(settings: Settings) -> WalkLimits:
 
 def vocabulary(settings: Settings) -> metrics.Vocabulary:
     """The label values of the listener's metrics: it knows no models."""
-    return metrics.Vocabulary(version=product_version(), model_set="", senders=[peer.name for peer in settings.peer])
+    return metrics.Vocabulary(
+        version=product_version(),
+        model_set="",
+        senders=[peer.name for peer in settings.peer],
+        expected_active=[peer.name for peer in settings.peer if peer.expected_active],
+    )
 
 
 class Observer:
@@ -202,7 +200,7 @@ def _refused(event: InstanceRefused) -> None:
 def _closed(event: AssociationClosed) -> None:
     alias = event.sender.alias
     metrics.OPEN_ASSOCIATIONS.labels(sender=alias).dec()
-    metrics.ASSOCIATIONS.labels(sender=alias, result=_ENDS.get(event.end, metrics.OTHER)).inc()
+    metrics.ASSOCIATIONS.labels(sender=alias, result=str(event.end)).inc()
 
 
 class Heart:

@@ -24,17 +24,6 @@ from node.store.journal import Journal
 
 _log = logging.getLogger(__name__)
 
-REASONS = (
-    *("bad_orientation", "colour", "conflicting_headers", "dose_report", "higher_b_value", "identity_mismatch"),
-    *("ambiguous", "duplicate_uid", "irregular_spacing", "localizer", "material_map", "missing_slices", "modality"),
-    *("mosaic", "no_model", "no_pixel_spacing", "no_position", "no_rescale", "no_rule", "not_best", "not_finite"),
-    *("not_hounsfield", "not_magnitude", "own_result", "parametric_map", "phantom", "photometric", "projection"),
-    *("rescale_type", "screen_save", "secondary_capture", "selftest_only", "single_slice", "sop_class"),
-    *("step_too_large", "too_few_slices", "too_large", "too_small", "too_young", "undecodable", "unsuitable_volume"),
-    *("unreadable_header", "no_readable_instance", "uid_in_two_series", "class_not_processed"),
-)
-"""The closed set of reasons that metrics may show; any other word is counted as `other` (OBS-1)."""
-
 
 def product_version() -> str:
     """Of this distribution."""

@@ -63,6 +63,8 @@ class Assembler:
         if not self.journal.settle(work, settlement):
             return "outrun"
         _count(settlement, time.monotonic() - began)
+        if work.revision > 1:
+            metrics.SERIES_REOPENED.labels(sender=work.sender.alias).inc()
         _log.info("series_settled", extra=_line(work, settlement))
         return settlement.outcome
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydicom import config
 from pydicom.dataset import Dataset
 
 from node.errors import CannotUnderstand
@@ -72,8 +73,10 @@ def test_the_words_of_a_library_are_dropped(lines: io.StringIO, library: str) ->
     assert "Canary" not in lines.getvalue()
 
 
-def test_a_warning_of_pydicom_is_told_without_the_value(lines: io.StringIO) -> None:
+def test_a_warning_of_pydicom_is_told_without_the_value(lines: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     """pydicom quotes the value that it does not like."""
+    monkeypatch.setattr(config.settings, "_writing_validation_mode", config.WARN)
+    monkeypatch.setattr(config.settings, "reading_validation_mode", config.WARN)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = logs._log_warning
