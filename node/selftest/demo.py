@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 
 from engines.inference.segmenter import Segmenter
 from engines.model.bundle import SHIPPED, find_bundles
@@ -297,7 +297,7 @@ def _judged(
 ) -> Outcome:
     segments = load_segments(settings.segment_tables[0].read_text(encoding="utf-8"))
     again = _label_maps_again(settings, images)
-    by_series = _by_source_series(results)
+    by_series = _by_source_series(results, images)
     verdicts: list[Verdict] = []
     files = {folder / "results": "SEG, SR and PDF as fetched from the archive"}
     for acquisition in study:
@@ -338,23 +338,24 @@ def _judge_series(
     return Verdict(verdict.rows, (*verdict.violations, *faults)), overlay
 
 
-def _by_source_series(results: Sequence[Path]) -> dict[str, dict[str, Path]]:
-    """The results by the series that they were made from, then by modality."""
+def _by_source_series(results: Sequence[Path], images: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, Path]]:
+    """The results by the series that they were made from, then by modality; a PDF names images and no series."""
+    series_of = {}
+    for paths in images.values():
+        for path in paths:
+            image = dcmread(path, stop_before_pixels=True)
+            series_of[str(image.SOPInstanceUID)] = str(image.SeriesInstanceUID)
     found: dict[str, dict[str, Path]] = {}
     for path in results:
         ds = dcmread(path, stop_before_pixels=True)
-        for source in _sources(ds):
+        for source in {series_of[uid] for uid in _references(ds) if uid in series_of}:
             found.setdefault(source, {})[str(ds.Modality)] = path
     return found
 
 
-def _sources(ds: object) -> set[str]:
-    """Every Series Instance UID that an object refers to, at any depth."""
-    found: set[str] = set()
-    for element in ds.iterall():  # type: ignore[attr-defined]
-        if element.keyword == "SeriesInstanceUID":
-            found.add(str(element.value))
-    return found
+def _references(ds: Dataset) -> set[str]:
+    """Every SOP Instance UID that an object refers to, at any depth."""
+    return {str(element.value) for element in ds.iterall() if element.keyword == "ReferencedSOPInstanceUID"}
 
 
 def _label_maps_again(settings: Settings, images: Mapping[str, Sequence[Path]]) -> dict[str, NDArray[np.uint8]]:

@@ -3,7 +3,7 @@
 //   node viewer.mjs REQUEST.json        (in the folder whose node_modules holds playwright-core)
 //
 // REQUEST: dist (the built viewer), orthanc (its address), chromium, study (UID), seg and pdf (Series UIDs), out (folder).
-// Writes seg.png and report.png, and held.json: voxels by segment number that the viewer holds of the SEG.
+// Writes seg.png and report.png, and held.json: what the viewer holds of the SEG, by SOP Instance UID of the image.
 import { createServer, request } from "node:http";
 import { readFile, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
@@ -54,32 +54,73 @@ async function serve(asked, answer) {
   answer.writeHead(200, { "Content-Type": KINDS[extname(path) || ".html"] ?? "application/octet-stream", ...ISOLATED }).end(found);
 }
 
-// What the viewer holds of the segmentation: voxels by segment number.
+// What the viewer holds of the segmentation: for each source image, its segment numbers, row by row, in base64.
 function held() {
-  const service = window.services?.segmentationService;
-  const cache = window.cornerstone?.cache;
-  if (!service || !cache) return null;
-  const counts = {};
-  for (const segmentation of service.getSegmentations()) {
-    const labelmap = segmentation.representationData?.Labelmap;
-    const volume = labelmap?.volumeId && cache.getVolume(labelmap.volumeId);
-    const parts = volume ? [volume] : (labelmap?.imageIds ?? []).map((id) => cache.getImage(id)).filter(Boolean);
-    for (const part of parts) {
-      const values = part.voxelManager.getCompleteScalarDataArray?.() ?? part.voxelManager.getScalarData();
-      for (const value of values) if (value) counts[value] = (counts[value] ?? 0) + 1;
-    }
+  const { cache, metaData } = window.cornerstone;
+  const images = {};
+  for (const segmentation of window.services.segmentationService.getSegmentations()) {
+    const { imageIds = [], referencedImageIds = [] } = segmentation.representationData.Labelmap ?? {};
+    imageIds.forEach((id, index) => {
+      const values = cache.getImage(id)?.voxelManager.getScalarData();
+      if (!values?.some((value) => value)) return;
+      const text = Array.from(values, (value) => String.fromCharCode(value)).join("");
+      images[metaData.get("instance", referencedImageIds[index]).SOPInstanceUID] = btoa(text);
+    });
   }
-  return Object.keys(counts).length ? counts : null;
+  return JSON.stringify(images);
 }
 
-async function show(page, series, settled) {
+// The segmentation comes frame by frame: wait until what is held changes no more.
+async function everythingHeld(page) {
+  let last = "";
+  for (let waited = 0; waited < PATIENCE_MS; waited += 3000) {
+    const now = await page.evaluate(held);
+    if (now.length > 2 && now === last) return now;
+    last = now;
+    await page.waitForTimeout(3000);
+  }
+  throw new Error("the viewer never held the segmentation");
+}
+
+// Turns to the slice where most segments are seen.
+async function turnToTheFullest() {
+  const { segmentationService, viewportGridService, cornerstoneViewportService } = window.services;
+  const { cache, utilities } = window.cornerstone;
+  let best = { segments: 0, voxels: 0, image: null };
+  const labelmap = segmentationService.getSegmentations()[0].representationData.Labelmap;
+  labelmap.imageIds.forEach((id, index) => {
+    const values = cache.getImage(id)?.voxelManager.getScalarData() ?? [];
+    const segments = new Set(values);
+    segments.delete(0);
+    const voxels = values.reduce((sum, value) => sum + (value ? 1 : 0), 0);
+    if (segments.size > best.segments || (segments.size === best.segments && voxels > best.voxels)) {
+      best = { segments: segments.size, voxels, image: labelmap.referencedImageIds[index] };
+    }
+  });
+  const viewport = cornerstoneViewportService.getCornerstoneViewport(viewportGridService.getActiveViewportId());
+  const imageIndex = viewport.getImageIds().indexOf(best.image);
+  if (imageIndex >= 0) await utilities.jumpToSlice(viewport.element, { imageIndex });
+}
+
+// The PDF is drawn by a plugin of the browser's own, whose pixels only a picture shows: wait until it grows no more.
+async function pictureOfThePlugin(page) {
+  let last = 0;
+  for (let tries = 0; tries < 60; tries += 1) {
+    const picture = await page.screenshot();
+    if (picture.length === last && picture.length > 60000) return picture;
+    last = picture.length;
+    await page.waitForTimeout(2000);
+  }
+  throw new Error("the report was never drawn");
+}
+
+async function show(page, series) {
   const uid = await page.evaluate((one) => window.services.displaySetService.getActiveDisplaySets()
     .find((set) => set.SeriesInstanceUID === one)?.displaySetInstanceUID, series);
   if (!uid) throw new Error(`the viewer lists no display set of series ${series}`);
   const thumbnail = page.locator(`#thumbnail-${CSS_ESCAPE(uid)}`);
   await thumbnail.scrollIntoViewIfNeeded();
   await thumbnail.dblclick({ timeout: PATIENCE_MS });
-  await settled();
   await page.waitForTimeout(4000);
 }
 
@@ -98,13 +139,13 @@ try {
   await page.waitForFunction((count) => (window.services?.displaySetService?.getActiveDisplaySets() ?? []).length >= count,
     wanted.display_sets, { timeout: PATIENCE_MS });
   await page.waitForTimeout(5000);
-  await show(page, wanted.seg, async () => {
-    await page.waitForFunction(held, null, { timeout: PATIENCE_MS, polling: 1000 });
-  });
-  await writeFile(join(wanted.out, "held.json"), JSON.stringify(await page.evaluate(held)));
+  await show(page, wanted.seg);
+  await writeFile(join(wanted.out, "held.json"), await everythingHeld(page));
+  await page.evaluate(turnToTheFullest);
+  await page.waitForTimeout(4000);
   await page.screenshot({ path: join(wanted.out, "seg.png") });
-  await show(page, wanted.pdf, () => page.locator("object, iframe, embed").first().waitFor({ timeout: PATIENCE_MS, state: "attached" }));
-  await page.screenshot({ path: join(wanted.out, "report.png") });
+  await show(page, wanted.pdf);
+  await writeFile(join(wanted.out, "report.png"), await pictureOfThePlugin(page));
 } catch (error) {
   // What stood on the screen says more than the error.
   for (const context of browser.contexts()) {
