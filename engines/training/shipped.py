@@ -79,7 +79,6 @@ RECIPES = {
         (
             Budget(epochs=40, adam_rate=4e-3, foreground_share=1.0, mirror=False),
             Budget(epochs=54, adam_rate=4e-3, foreground_share=1.0, mirror=False, augment=False),
-            Budget(epochs=66, adam_rate=8e-3, foreground_share=0.2, mirror=False, augment=False),  # air and skin too
         ),
     ),
 }

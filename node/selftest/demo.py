@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ from node.selftest.check import Verdict, compare_with_label_map, judge, read_seg
 from node.selftest.configuration import node_toml
 from node.selftest.phantom import CT, MR, rotation
 from node.selftest.picture import write_overlay
-from node.selftest.retrieve import find_results, get_series, offers_get
+from node.selftest.retrieve import LABEL_MAP, find_results, get_series, retrievable
 from node.selftest.scanner import Acquisition, planes_around, write_series
 
 MODEL = "phantom"
@@ -122,10 +122,14 @@ def run_selftest(
     peer = settings.destinations().get(destination)
     if peer is None:
         raise SelfTestFailed(f"no [[destination]] has the name {destination!r}")
-    if not offers_get(peer):
+    classes = retrievable(peer)
+    if not classes:
         raise SelfTestFailed(
             f"{peer.name} offers no C-FIND and C-GET to {peer.calling_ae_title}: nothing can be read back"
         )
+    if LABEL_MAP not in classes and peer.seg != "binary":
+        progress(f"{peer.name} gives no label maps back by C-GET: this test sends it a BINARY segmentation")
+        peer = replace(peer, seg="binary")
     return _through_a_node(settings, peer, _new_folder(folder), progress, timeout_s=timeout_s, seed=int(time.time()))
 
 

@@ -27,11 +27,11 @@ from node.selftest.archive import STUDY_ROOT_FIND, STUDY_ROOT_GET, VERIFICATION
 
 _COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
 _ENHANCED_SR = "1.2.840.10008.5.1.4.1.1.88.22"
-_LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
+LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
 
 RESULT_CLASSES = (
     SegmentationStorage,
-    _LABEL_MAP,
+    LABEL_MAP,
     _COMPREHENSIVE_3D_SR,
     ComprehensiveSRStorage,
     _ENHANCED_SR,
@@ -43,16 +43,28 @@ _SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless)
 _PENDING = (0xFF00, 0xFF01)
 
 
-def offers_get(peer: Destination) -> bool:
-    """Whether an archive takes C-FIND and C-GET of the study root from us."""
+def retrievable(peer: Destination) -> frozenset[str]:
+    """The classes of results that an archive gives back by C-GET; none where it offers no C-FIND and C-GET to us.
+
+    An archive may store a class that it knows nothing of, and yet grant no role to give it back in.
+
+    Raises
+    ------
+    PeerUnavailable
+        Where the archive does not answer.
+    """
     entity = AE(ae_title=peer.calling_ae_title)
     models = {STUDY_ROOT_FIND, STUDY_ROOT_GET}
-    for model in (VERIFICATION, *models):  # without one accepted context there is no association
-        entity.add_requested_context(model)
-    association = _associate(entity, peer)
-    accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
+    for service in (VERIFICATION, *models):  # without one accepted context there is no association
+        entity.add_requested_context(service)
+    for sop_class in RESULT_CLASSES:
+        entity.add_requested_context(sop_class, ExplicitVRLittleEndian)
+    association = _associate(entity, peer, _roles())
+    accepted = {str(context.abstract_syntax): context for context in association.accepted_contexts}
     association.release()
-    return models <= accepted
+    if not models <= set(accepted):
+        return frozenset()
+    return frozenset(uid for uid in RESULT_CLASSES if uid in accepted and accepted[uid].as_scp)
 
 
 def find_results(peer: Destination, study_instance_uid: str) -> dict[str, str]:
@@ -101,8 +113,7 @@ def get_series(peer: Destination, study_instance_uid: str, series: Sequence[str]
     for sop_class, syntax in itertools.product(RESULT_CLASSES, _SYNTAXES):
         # A context for each syntax: an archive that cannot convert then has the one that it needs.
         entity.add_requested_context(sop_class, syntax)
-    roles = [build_role(sop_class, scp_role=True) for sop_class in RESULT_CLASSES]
-    association = _associate(entity, peer, roles, [(evt.EVT_C_STORE, keep)])
+    association = _associate(entity, peer, _roles(), [(evt.EVT_C_STORE, keep)])
     for series_instance_uid in series:
         query = Dataset()
         query.QueryRetrieveLevel, query.StudyInstanceUID = "SERIES", study_instance_uid
@@ -115,6 +126,11 @@ def get_series(peer: Destination, study_instance_uid: str, series: Sequence[str]
             raise PeerUnavailable(f"{peer.name}: C-GET of a result ended with status 0x{last:04X}")
     association.release()
     return tuple(paths)
+
+
+def _roles() -> list[SCP_SCU_RoleSelectionNegotiation]:
+    """Results come back to us as the SCP of their classes (PS3.7 D.3.3.4)."""
+    return [build_role(sop_class, scp_role=True) for sop_class in RESULT_CLASSES]
 
 
 def _associate(

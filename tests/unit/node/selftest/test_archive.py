@@ -19,7 +19,7 @@ from node.domain.job import Destination
 from node.errors import PeerUnavailable
 from node.selftest.archive import Archive, Behaviour
 from node.selftest.phantom import CT, MR
-from node.selftest.retrieve import find_results, get_series, offers_get
+from node.selftest.retrieve import RESULT_CLASSES, find_results, get_series, retrievable
 from node.selftest.scanner import Acquisition, chosen, planes_around, write_series
 
 FEW = chosen(planes_around(pixel_mm=(8.0, 8.0), step_mm=8.0), [10, 11, 12])
@@ -114,7 +114,7 @@ def test_results_come_back_by_c_get(archive: Archive, tmp_path: Path, images: tu
     assert scu.send(_peer(archive), [document, label_map], lambda _: None)[-1].is_stored
     _storescu(archive, *images)
     peer = _peer(archive)
-    assert offers_get(peer)
+    assert retrievable(peer) == frozenset(RESULT_CLASSES)
     study = str(dcmread(images[0]).StudyInstanceUID)
     found = find_results(peer, study)
     assert found == {"1.2.3.5": "DOC", "1.2.3.6": "SEG"}

@@ -18,7 +18,7 @@ from node.selftest.check import OrganResult, Verdict
 from node.selftest.configuration import node_toml
 from node.selftest.demo import MODEL, Outcome, SelfTestFailed, acquisitions, run_selftest
 from node.selftest.picture import write_overlay
-from node.selftest.retrieve import offers_get
+from node.selftest.retrieve import retrievable
 from node.selftest.scanner import Acquisition, planes_around
 
 ARCHIVE = Destination("pacs", "PACS", "127.0.0.1", 10400, "SITE", seg="labelmap")
@@ -65,7 +65,7 @@ def test_a_pacs_without_c_get_is_said(tmp_path: Path) -> None:
             port = {archive.port}
         """
         settings = parse_settings(text, tmp_path / "node.toml")
-        assert not offers_get(settings.destinations()["pacs"])
+        assert not retrievable(settings.destinations()["pacs"])
         with pytest.raises(SelfTestFailed, match="C-GET"):
             run_selftest(settings, "pacs", tmp_path / "run", lambda _: None)
         assert archive.received == ()
