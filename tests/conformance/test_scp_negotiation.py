@@ -570,7 +570,7 @@ def test_full_spool_answers_a700_and_echo_still_works(start: Start) -> None:
         answer = client.store(data_set())
         assert (answer.Status, answer.ErrorComment) == (0xA700, "storage is full")
         assert client.echo().Status == 0
-    assert listener.of(EchoAnswered)
+        listener.wait_for(lambda: listener.of(EchoAnswered))  # told after it is answered
 
 
 def test_other_command_and_cancel(start: Start) -> None:

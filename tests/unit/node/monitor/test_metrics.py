@@ -43,6 +43,14 @@ def page(registry: CollectorRegistry) -> dict[str, float]:
     return {key: float(value) for key, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
+@pytest.fixture(autouse=True)
+def nothing_happened() -> None:
+    """The metrics are the process's own: forget what other tests counted."""
+    for declared in {declared for of_role in BY_ROLE.values() for declared in of_role}:
+        if isinstance(declared, Family):
+            declared.metric.clear()
+
+
 @pytest.mark.parametrize("role", list(Role))
 def test_every_counter_is_there_at_zero_before_anything_happened(role: Role) -> None:
     """OBS-3."""
