@@ -204,6 +204,7 @@ def _described(bundle: Bundle) -> dict[str, Any]:
         "orientation": bundle.orientation,
         "folds": list(bundle.folds),
         "mirroring_axes": list(bundle.mirroring_axes),
+        "keep_largest": [[bundle.labels[label] for label in step] for step in bundle.postprocessing],
         "limits": asdict(bundle.limits),
         "intended_use": bundle.intended_use,
         "licence": bundle.licence,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from scipy import ndimage
 from engines.backends.base import Placement
 from engines.backends.torch import TorchBackend
 from engines.errors import BundleError
+from engines.inference.postprocessing import KeepLargest
 from engines.model.bundle import (
     Bundle,
     Contents,
@@ -144,6 +145,8 @@ def import_results_folder(
         image, and so decides it: any other network told nothing would mistake left for right without a word.
     folds
         Which folds to take as an ensemble; None: all that have the checkpoint.
+    without_postprocessing
+        Leave out what nnU-Net's cross-validation found to help (postprocessing.json, here or in crossval_results).
     mirroring
         Average over flips as nnU-Net does by default: 2, 4 or 8 times slower.
     unreported
@@ -155,7 +158,7 @@ def import_results_folder(
         Where anything is missing, unknown, not taken or does not fit; the message names what and where.
     """
     labels, plans = read_labels(_json(results / "dataset.json")), _json(results / "plans.json")
-    _refuse_postprocessing(results, without_postprocessing)
+    postprocessing = _read_postprocessing(results, labels, without_postprocessing)
     taken = _read_checkpoints(results, folds, checkpoint, TRAINERS | set(further_trainers))
     plan = read_plan(plans, taken[0].configuration, labels)
     turned_to = _orientation(plan, orientation)
@@ -174,6 +177,7 @@ def import_results_folder(
         source={each: (results / each).read_bytes() for each in ("plans.json", "dataset.json")},
         orientation=turned_to,
         mirroring_axes=taken[0].mirroring_axes if mirroring else (),
+        postprocessing=postprocessing,
         unreported=tuple(_label(labels, each) for each in unreported),
         limits=limits or Limits(),
         intended_use=intended_use,
@@ -222,21 +226,50 @@ def _label(labels: Labels, label: int | str) -> int:
     raise BundleError(f"unreported: {label!r} is no label of the model; known: {', '.join(labels.names.values())}")
 
 
-def _refuse_postprocessing(results: Path, without: bool) -> None:
+def _read_postprocessing(results: Path, labels: Labels, without: bool) -> tuple[KeepLargest, ...]:
     """nnU-Net decides it in cross-validation and leaves it beside the folds, as JSON and as a pickle."""
     if without:
-        return
-    mend = "import it without (--without-postprocessing) where its effect is not wanted"
+        return ()
+    found: dict[Path, tuple[KeepLargest, ...]] = {}
     for folder in (results, *sorted(results.glob("crossval_results*"))):
         written, pickled = folder / "postprocessing.json", folder / "postprocessing.pkl"
         if written.is_file():
-            functions = _json(written).get("postprocessing_fns")
-            if functions:
-                raise BundleError(f"{written}: {functions}: postprocessing is not taken yet; {mend}")
+            found[written] = _postprocessing_steps(written, _json(written), labels)
         elif pickled.is_file():
-            raise BundleError(
-                f"{pickled}: a pickle, which is never read; write postprocessing.json beside it, or {mend}"
-            )
+            raise BundleError(f"{pickled}: a pickle, which is never read; write postprocessing.json beside it, {_MEND}")
+    if len(set(found.values())) > 1:
+        raise BundleError(f"{' and '.join(str(path) for path in found)} differ; remove one of them, {_MEND}")
+    return next(iter(found.values()), ())
+
+
+_MEND = "or import without it (--without-postprocessing) where its effect is not wanted"
+
+
+def _postprocessing_steps(path: Path, content: Mapping[str, Any], labels: Labels) -> tuple[KeepLargest, ...]:
+    functions, arguments = content.get("postprocessing_fns"), content.get("postprocessing_kwargs", [])
+    if not isinstance(functions, list) or not isinstance(arguments, list) or len(functions) != len(arguments):
+        raise BundleError(f"{path}: postprocessing_fns and postprocessing_kwargs must be lists of one length, {_MEND}")
+    steps: list[KeepLargest] = []
+    for function, named in zip(functions, arguments, strict=True):
+        if function != _KEEP_LARGEST or not isinstance(named, Mapping) or set(named) != {"labels_or_regions"}:
+            raise BundleError(f"{path}: {function} with {named} is not known; known: {_KEEP_LARGEST}, {_MEND}")
+        steps.append(tuple(_flat(named["labels_or_regions"])))
+        unknown = [label for label in steps[-1] if label not in labels.names]
+        if unknown or not steps[-1]:
+            raise BundleError(f"{path}: labels_or_regions: {named['labels_or_regions']} are not labels of the model")
+    return tuple(steps)
+
+
+_KEEP_LARGEST = "remove_all_but_largest_component_from_segmentation"
+
+
+def _flat(labels_or_regions: Any) -> Iterator[Any]:
+    """nnU-Net takes the union of a label, a list of labels, or a list of regions, which are lists of labels."""
+    if isinstance(labels_or_regions, list):
+        for each in labels_or_regions:
+            yield from _flat(each)
+    else:
+        yield labels_or_regions
 
 
 def _read_checkpoints(

@@ -15,6 +15,7 @@ import torch
 
 from engines.backends.base import Availability, Backend, Placement
 from engines.errors import BackendUnavailable, UnsuitableVolume
+from engines.inference.postprocessing import postprocess
 from engines.inference.sliding_window import Windowing, predict
 from engines.model.bundle import Bundle, ParityCrop
 from engines.preprocessing.preprocess import preprocess
@@ -112,6 +113,7 @@ class Segmenter:
             logits = predict(network_input.image, self._networks, self._windowing(), progress)
         with clock.stage("labels"):
             labels = np.ascontiguousarray(turn.undo(network_input.labels(logits)))
+            labels = postprocess(labels, self.bundle.postprocessing)
         first = self._networks[0]
         return Segmentation(
             label_map=LabelMap(volume.grid, labels, self.bundle.labels),

@@ -61,7 +61,7 @@ class Bundle:
     version: str
     folder: Path
     digest: str
-    """SHA-256, hex, over plan, labels, frame, mirroring and weights: what the result depends on."""
+    """SHA-256, hex, over plan, labels, frame, mirroring, postprocessing and weights: what the result depends on."""
     modalities: tuple[str, ...]
     labels: Mapping[int, str]
     """Every label that the model gives, background left out."""
@@ -72,6 +72,8 @@ class Bundle:
     """Axis codes of the (D, H, W) array that the network was trained on (`Grid.axis_codes`); None: any."""
     mirroring_axes: tuple[int, ...]
     """Axes of the network's input over whose flips the answer is averaged; empty: none."""
+    postprocessing: tuple[tuple[int, ...], ...]
+    """Steps in order: of these labels together, only the largest connected piece is kept."""
     folds: tuple[str, ...]
     limits: Limits
     card: Path
@@ -131,6 +133,7 @@ class Contents:
     """Files to keep for audit, by name."""
     orientation: str | None = None
     mirroring_axes: tuple[int, ...] = ()
+    postprocessing: tuple[tuple[int, ...], ...] = ()
     unreported: tuple[int, ...] = ()
     limits: Limits = Limits()
     intended_use: str = ""
@@ -160,6 +163,7 @@ def load_bundle(folder: Path) -> Bundle:
         plan=manifest.plan,
         orientation=manifest.orientation,
         mirroring_axes=manifest.mirroring_axes,
+        postprocessing=manifest.postprocessing,
         folds=manifest.folds,
         limits=manifest.limits,
         card=folder / "card.md",
@@ -273,6 +277,7 @@ class _Manifest(BaseModel):
     unreported: tuple[int, ...] = ()
     orientation: Annotated[str | None, AfterValidator(_axis_codes)] = None
     mirroring_axes: tuple[int, ...] = ()
+    postprocessing: tuple[Annotated[tuple[int, ...], Field(min_length=1)], ...] = ()
     folds: Annotated[tuple[Annotated[str, Field(pattern=r"^(all|[0-9]{1,2})$")], ...], Field(min_length=1)]
     limits: Limits = Limits()
     intended_use: str
@@ -319,13 +324,15 @@ def _sha256(path: Path) -> str:
 
 def _digest(manifest: _Manifest) -> str:
     """Over everything that a label depends on, and nothing else: a new card leaves it as it is."""
-    content = {
+    content: dict[str, Any] = {
         "plan": asdict(manifest.plan),
         "labels": {str(label): name for label, name in sorted(manifest.labels.items())},
         "orientation": manifest.orientation,
         "mirroring_axes": manifest.mirroring_axes,
         "weights": {fold: manifest.files[_weights_name(fold)] for fold in manifest.folds},
     }
+    if manifest.postprocessing:
+        content["postprocessing"] = manifest.postprocessing
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -338,6 +345,8 @@ def _check_consistency(bundle: Bundle) -> None:
         raise BundleError(f"{where}: labels: two have one name")
     if not set(bundle.unreported) <= set(bundle.labels):
         raise BundleError(f"{where}: unreported: {bundle.unreported} are not all labels")
+    if not {label for step in bundle.postprocessing for label in step} <= set(bundle.labels):
+        raise BundleError(f"{where}: postprocessing: {bundle.postprocessing} are not all labels")
     if not set(bundle.mirroring_axes) <= set(range(len(plan.patch_size))):
         raise BundleError(f"{where}: mirroring_axes: {bundle.mirroring_axes} are not axes of {plan.patch_size}")
     crop = bundle.parity()
@@ -405,6 +414,7 @@ def _manifest(folder: Path, contents: Contents) -> _Manifest:
             unreported=contents.unreported,
             orientation=contents.orientation,
             mirroring_axes=contents.mirroring_axes,
+            postprocessing=contents.postprocessing,
             folds=tuple(contents.weights),
             limits=contents.limits,
             intended_use=contents.intended_use,

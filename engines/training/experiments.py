@@ -28,6 +28,8 @@ class Experiment:
     """What `configuration` changes, as plans.json spells it."""
     architecture_changes: Mapping[str, Any]
     """Keyword arguments of the network that `configuration` changes."""
+    one_piece: tuple[str, ...] = ()
+    """Labels that are one connected piece by nature; nnU-Net's postprocessing keeps the largest of each."""
     seed: int = 0
 
 
@@ -97,4 +99,15 @@ def train(experiment: Experiment, work: Path, stretches: Sequence[Budget]) -> Pa
         trainer.resume()
         if trainer.current_epoch < budget.epochs:
             trainer.run_training()
-    return Path(trainer.output_folder).parent
+    results = Path(trainer.output_folder).parent
+    _write_postprocessing(results, [experiment.labels[name] for name in experiment.one_piece])
+    return results
+
+
+def _write_postprocessing(results: Path, labels: Sequence[int]) -> None:
+    """postprocessing.json as nnU-Net writes it after a cross-validation; here it is known beforehand."""
+    content = {
+        "postprocessing_fns": ["remove_all_but_largest_component_from_segmentation"] * len(labels),
+        "postprocessing_kwargs": [{"labels_or_regions": label} for label in labels],
+    }
+    (results / "postprocessing.json").write_text(json.dumps(content, indent=2) + "\n")

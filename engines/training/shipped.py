@@ -38,7 +38,7 @@ PHANTOM = Experiment(
     changes={
         "batch_size": 2,
         "spacing": [3.0, 3.0, 3.0],
-        "patch_size": [48, 48, 40],  # nnU-Net brings this cohort's axes S, P, L into the order L, S, P
+        "patch_size": [48, 48, 48],
         "use_mask_for_norm": [False],
     },
     architecture_changes={
@@ -49,6 +49,7 @@ PHANTOM = Experiment(
         "n_conv_per_stage": [2, 2, 2, 2],
         "n_conv_per_stage_decoder": [2, 2, 2],
     },
+    one_piece=("liver", "spleen", "kidney_left", "kidney_right", "urinary_bladder"),
 )
 
 
@@ -72,13 +73,13 @@ class Recipe:
 
 
 RECIPES = {
-    "hippocampus-mr": Recipe(HIPPOCAMPUS, hippocampus_split, (Budget(epochs=36),)),
+    "hippocampus-mr": Recipe(HIPPOCAMPUS, hippocampus_split, (Budget(epochs=36), Budget(epochs=58))),
     "phantom": Recipe(
         PHANTOM,
         phantom_split,
         (
-            Budget(epochs=40, adam_rate=4e-3, foreground_share=1.0, mirror=False),
-            Budget(epochs=54, adam_rate=4e-3, foreground_share=1.0, mirror=False, augment=False),
+            Budget(epochs=36, adam_rate=4e-3, foreground_share=0.5, mirror=False),
+            Budget(epochs=48, adam_rate=4e-3, foreground_share=0.5, mirror=False, augment=False),
         ),
     ),
 }

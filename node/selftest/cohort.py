@@ -22,7 +22,7 @@ from node.selftest.phantom import BODY, CT, LABELS, MR, STANDARD, Contrast, Part
 AXIS_CODES = "SPL"
 """Slices grow to the head, rows to the back, columns to the left: the `orientation` of the phantom bundle."""
 
-MARGIN_MM = 25.0
+MARGIN_MM = 45.0
 _TURN_DEG = 25.0
 _ABSENT = 0.06
 """Share of organs that a case lacks."""

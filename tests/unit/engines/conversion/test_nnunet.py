@@ -159,21 +159,63 @@ def test_folds_that_differ_are_refused(
         make_bundle()
 
 
+KEEP_LARGEST = "remove_all_but_largest_component_from_segmentation"
+
+
+def write_postprocessing(folder: Path, *labels_or_regions: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    content = {
+        "postprocessing_fns": [KEEP_LARGEST] * len(labels_or_regions),
+        "postprocessing_kwargs": [{"labels_or_regions": each} for each in labels_or_regions],
+    }
+    (folder / "postprocessing.json").write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize("folder", [".", "crossval_results_folds_0_1_2_3_4"])
-def test_postprocessing_is_refused_or_left_out_aloud(
-    make_bundle: Callable[..., Bundle], results: Path, folder: str
+def test_postprocessing_is_taken(make_bundle: Callable[..., Bundle], results: Path, folder: str) -> None:
+    """As nnU-Net writes it: all labels, one label, a list of regions; and the digest says so."""
+    write_postprocessing(results / folder, [1, 2], 2, [[1], [1, 2]])
+    bundle = make_bundle()
+    assert bundle.postprocessing == ((1, 2), (2,), (1, 1, 2))
+    without = make_bundle("without", without_postprocessing=True)
+    assert without.postprocessing == ()
+    assert without.digest != bundle.digest
+    write_postprocessing(results / folder)
+    assert make_bundle("none").digest == without.digest
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"postprocessing_fns": ["fill_holes"], "postprocessing_kwargs": [{}]}, "fill_holes with {} is not known"),
+        (
+            {"postprocessing_fns": [KEEP_LARGEST], "postprocessing_kwargs": [{"labels_or_regions": 9}]},
+            "9 are not labels",
+        ),
+        (
+            {"postprocessing_fns": [KEEP_LARGEST], "postprocessing_kwargs": [{"labels_or_regions": 1, "min_size": 2}]},
+            "min_size.* is not known",
+        ),
+        ({"postprocessing_fns": [KEEP_LARGEST]}, "lists of one length"),
+    ],
+)
+def test_postprocessing_that_is_not_understood_is_refused(
+    make_bundle: Callable[..., Bundle], results: Path, content: dict[str, Any], message: str
 ) -> None:
-    where = results / folder
-    where.mkdir(exist_ok=True)
-    (where / "postprocessing.pkl").write_bytes(b"")
-    with pytest.raises(BundleError, match="a pickle, which is never read"):
-        make_bundle()
-    (where / "postprocessing.json").write_text(json.dumps({"postprocessing_fns": ["remove_all_but_largest"]}))
-    with pytest.raises(BundleError, match="postprocessing is not taken yet"):
+    (results / "postprocessing.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=message):
         make_bundle()
     assert make_bundle(without_postprocessing=True).name == "unit"
-    (where / "postprocessing.json").write_text(json.dumps({"postprocessing_fns": []}))
-    assert make_bundle().name == "unit"
+
+
+def test_pickled_postprocessing_is_refused_with_the_mend(make_bundle: Callable[..., Bundle], results: Path) -> None:
+    (results / "postprocessing.pkl").write_bytes(b"")
+    with pytest.raises(BundleError, match="a pickle, which is never read"):
+        make_bundle()
+    write_postprocessing(results, 1)
+    write_postprocessing(results / "crossval_results_folds_0_1", 2)
+    with pytest.raises(BundleError, match="differ"):
+        make_bundle()
 
 
 def test_reader_that_turns_images_decides_the_orientation(
