@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 SUCCESS, UNRECOGNISED_OPERATION = 0x0000, 0x0211
 _REPORT_BYTES = 1 << 20
+_WRITE_BYTES = 192 << 10
+"""So many bytes are written at once: while they are in the processor's cache, and while the sender sends on."""
 _REMEMBERED_SERIES = 1024
 """An association that is never closed forgets the series that it carried longest ago."""
 T = TypeVar("T")
@@ -270,6 +272,7 @@ class Association:
         try:
             for fragment in self._data_set(context_id, idle_s):
                 intake.take(fragment)
+            began = time.monotonic()  # a slow sender's bytes are not our time
             stored = intake.finish()
         except Refused as refused:
             self._respond(context_id, encode_response(command, refused.status, refused.comment, refused.element))
@@ -357,6 +360,7 @@ class _Intake:
         self._most_bytes = most_bytes
         self._sink: Sink | None = None
         self._held: list[memoryview] = []
+        self._held_bytes = 0
 
     @property
     def series_instance_uid(self) -> str:
@@ -372,6 +376,9 @@ class _Intake:
             self.refusal = CannotUnderstand("object too large")
         if self.refusal is None:
             self._held.append(fragment)
+            self._held_bytes += len(fragment)
+            if self._held_bytes >= _WRITE_BYTES:
+                self._write_held()
 
     def pause(self) -> None:
         """Give the views back, and let the heartbeat know whose bytes these are."""
@@ -384,7 +391,7 @@ class _Intake:
         sink, held = self._sink, self._held
         if held and sink is not None and self.refusal is None:
             self._attempt(lambda: sink.write(held))
-        self._held = []
+        self._held, self._held_bytes = [], 0
 
     def finish(self) -> Stored:
         self._write_held()

@@ -22,7 +22,7 @@ from node.errors import OutOfResources, SpoolFull
 
 INCOMING, RESULTS = "incoming", "results"
 _SUFFIX = ".dcm"
-_LEAST, _MOST = 32, 96
+_LEAST, _MOST = 64, 128
 """The pool is filled up to `_MOST` files once fewer than `_LEAST` are left: one directory flush for 64 files."""
 _LONGEST_WAIT_S = 10.0
 _MOST_VIEWS = 512

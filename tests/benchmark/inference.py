@@ -1,6 +1,6 @@
 """Seconds from voxels to labels: our torch and OpenVINO paths beside nnunetv2's own predictor, in one run.
 
-    python tests/benchmark/inference.py BUNDLE VOLUME.nii.gz [--threads 2] [--rounds 3] [--out FILE.json]
+    PYTHONPATH=. python tests/benchmark/inference.py BUNDLE VOLUME.nii.gz [--threads 2] [--rounds 3] [--json FILE]
 
 Every side has the same weights (those stored in the bundle), volume and threads. Rounds are interleaved, A B C A B C,
 so that a busy machine slows all alike; medians are reported, and ratios of medians. Needs nnunetv2 (extra `train`).
@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from machine import described, machine, table, write_section
 from numpy.typing import NDArray
 
 from engines.inference.segmenter import Segmenter
@@ -139,43 +137,50 @@ def measure(bundle: Bundle, volume: Volume, threads: int, rounds: int) -> dict[s
     }
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What the figures were taken on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = {line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")}
-    return {
-        "processor": ", ".join(sorted(models)) or platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": threads,
-        "load_before": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("torch", "openvino", "nnunetv2", "numpy", "scipy")},
-    }
+def show(report: Mapping[str, Any]) -> str:
+    """The figures as Markdown."""
+    stages = ("preprocess", "network", "labels", "total")
+    seconds, faster = report["seconds"], report["times_faster"]
+    rows = [[name, *(f"{own[s]:.2f}" for s in stages), f"{faster[name]['total']:.2f}"] for name, own in seconds.items()]
+    equal = ", ".join(
+        f"{name} {100 * part:.3f} %" for name, part in report["equal_voxels"].items() if name != "nnunetv2"
+    )
+    return "\n\n".join(
+        (
+            described(report["machine"]),
+            f"`{report['bundle']['name']}`, volume {report['volume']['shape']}, {report['threads']} threads, "
+            f"{report['rounds']} rounds; voxels equal to nnunetv2's: {equal}.",
+            table(["seconds, median", *stages, "times faster"], rows),
+        )
+    )
 
 
 def main() -> None:
-    """Measure and print JSON."""
+    """Measure, print the table, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("volume", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path, help="put the tables into this Markdown page, as docs/performance.md")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", module="nnunetv2")
     bundle = load_bundle(arguments.bundle)
     volume = read_volume(arguments.volume, bundle.modalities[0])
     report = {
-        "machine": machine(arguments.threads),
+        "machine": machine(arguments.bundle, ("torch", "openvino", "nnunetv2", "numpy", "scipy")),
+        "threads": arguments.threads,
         "bundle": {"name": bundle.name, "digest": bundle.digest, "patch": bundle.plan.patch_size},
         "volume": {"shape": volume.grid.shape, "spacing_mm": volume.grid.spacing_mm},
         "rounds": arguments.rounds,
         **measure(bundle, volume, arguments.threads, arguments.rounds),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
+    print(show(report))
+    if arguments.page is not None:
+        write_section(arguments.page, "inference", show(report))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Receive throughput, side by side in one run: our listener, storescp, Orthanc; and memory for one huge object.
 
-    PYTHONPATH=. python tests/benchmark/receive.py [--rounds 5] [--json FILE] [--huge-mb 1000]
+    PYTHONPATH=. python tests/benchmark/receive.py [--rounds 5] [--huge-mb 1000] [--json FILE] [--page FILE.md]
 
 Rounds are interleaved, so that foreign load on the machine meets all servers alike; only ratios of medians mean
 something. All servers get TCP_NODELAY and PDUs of 128 KiB; without these storescp and Orthanc are bound by Nagle's
@@ -18,7 +18,6 @@ import contextlib
 import ipaddress
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -33,8 +32,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from machine import described, flush_ms, machine, table, write_section
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
@@ -45,6 +46,8 @@ from pynetdicom.presentation import build_context
 CT, EXPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
 PDU_BYTES = 131072
 ASSOCIATIONS = (1, 4, 8)
+EXPECTED = {1: 1.5, 4: 2.5, 8: 2.5}
+"""Of `hilum / orthanc`: what a prototype without product around it reached on a quiet machine of two cores."""
 UID_DIGITS = 40
 INSIDE = "HILUM_BENCHMARK_NAMESPACE"
 
@@ -191,21 +194,26 @@ class Server:
 
 
 def serve_ours(folder: Path, durable: bool) -> None:
-    """Be our listener with real spool and journal; without `durable` nothing is flushed, for this comparison only."""
+    """Be our listener with real spool, journal and metrics; nothing is flushed without `durable`, to compare only."""
     from sqlalchemy import event
     from sqlalchemy.pool import Pool
 
     from node.dicom.scp import Limits, Peer, Scp
     from node.dicom.storage_classes import storage_contexts
+    from node.monitor import metrics
+    from node.service.listener import Observer
     from node.stations.receive import Receiver
+    from node.store import spool as spool_module
     from node.store.journal import Journal
     from node.store.spool import Spool
 
     if not durable:
+        spool_module._flush_folder = lambda folder: None
         event.listen(Pool, "checkout", lambda connection, *_: connection.execute("PRAGMA synchronous=OFF"))
     folder.mkdir(parents=True)
     spool = Spool(folder / "spool", 0) if durable else Spool(folder / "spool", 0, flush=lambda fd: None)
     journal = Journal.open(f"sqlite:///{folder}/journal.db")
+    metrics.initialise(metrics.Role.LISTENER, metrics.Vocabulary(version="", model_set="", senders=["benchmark"]))
     peer = Peer("benchmark", "BENCHMARK", (ipaddress.ip_network("127.0.0.0/8"),), max_associations=100)
     scp = Scp(
         "127.0.0.1",
@@ -215,7 +223,7 @@ def serve_ours(folder: Path, durable: bool) -> None:
         Limits(),
         contexts=storage_contexts(()),
         sink_factory=Receiver(spool, journal).open,
-        observer=lambda event: None,
+        observer=Observer(journal),
     )
     signal.signal(signal.SIGTERM, lambda *_: scp.stop(1))
     sys.stdout.write(f"{scp.port}\n")
@@ -353,24 +361,11 @@ def cpu_ms(server: Server) -> float:
     return 1000 * sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
-def flush_ms(folder: Path) -> float:
-    """Return the median time of fdatasync after half a megabyte, on the disk that is measured on."""
-    times = []
-    for _ in range(20):
-        with tempfile.NamedTemporaryFile(dir=folder) as file:
-            file.write(bytes(524288))
-            file.flush()
-            began = time.monotonic()
-            os.fdatasync(file.fileno())
-            times.append(1000 * (time.monotonic() - began))
-    return statistics.median(times)
-
-
-def compare(folder: Path, rounds: int, images: int) -> dict[str, object]:
+def compare(folder: Path, rounds: int, images: int) -> dict[str, Any]:
     """Return rates of every server in interleaved rounds, their medians, and the ratios that the targets are about."""
     rates: dict[str, dict[int, list[float]]] = {}
     work: dict[str, float] = {}
-    flushes = []
+    flushes, loads = [], []
     numbers = Numbers()
     makers: list[Callable[[], contextlib.AbstractContextManager[Server]]] = [
         lambda: ours(folder / "ours", durable=True),
@@ -386,6 +381,7 @@ def compare(folder: Path, rounds: int, images: int) -> dict[str, object]:
             work[server.name] = -cpu_ms(server)
         for turn in range(rounds):
             flushes.append(flush_ms(folder))
+            loads.append(round(os.getloadavg()[0], 1))
             for associations in ASSOCIATIONS:
                 for server in servers:
                     got = rate(server, associations, images * (1 if associations == 1 else 2), numbers)
@@ -402,7 +398,19 @@ def compare(folder: Path, rounds: int, images: int) -> dict[str, object]:
         ("hilum, no flush", "orthanc, no flush"),
     )
     ratios = {f"{a} / {b}": {n: round(medians[a][n] / medians[b][n], 2) for n in ASSOCIATIONS} for a, b in pairs}
-    return {"rates": rates, "medians": medians, "ratios": ratios, "cpu_ms_per_image": work, "flush_ms": flushes}
+    by_round = {
+        f"{a} / {b}": {n: [x / y for x, y in zip(rates[a][n], rates[b][n], strict=True)] for n in ASSOCIATIONS}
+        for a, b in pairs
+    }
+    return {
+        "rates": rates,
+        "medians": medians,
+        "ratios": ratios,
+        "ratios_by_round": by_round,
+        "cpu_ms_per_image": work,
+        "flush_ms": flushes,
+        "load": loads,
+    }
 
 
 def memory_of_a_huge_object(folder: Path, megabytes: int) -> dict[str, float]:
@@ -424,40 +432,40 @@ def _peak_kb(pid: int) -> int:
     return int(re.search(r"VmHWM:\s+(\d+)", text)[1])
 
 
-def hardware(folder: Path) -> dict[str, object]:
-    """Return what the figures were made on."""
-    model = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text(encoding="ascii"))
-    kind = subprocess.run(["stat", "-f", "-c", "%T", str(folder)], capture_output=True, text=True, check=True)
-    return {
-        "cpu": model[1] if model else platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(int(memory[1]) / 1e6, 1) if memory else None,
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "file_system": kind.stdout.strip(),
-        "load": os.getloadavg()[0],
-    }
-
-
 def in_a_namespace_of_our_own() -> None:
     """Run again where no other machine can reach the servers."""
     os.environ[INSIDE] = "1"
     os.execvp("unshare", ["unshare", "-n", sys.executable, *sys.argv])
 
 
-def show(found: dict[str, object]) -> None:
-    """Print the ratios as a table."""
-    print(f"\n{'medians of rates':36}" + "".join(f"{n:>10}" for n in ASSOCIATIONS))
-    for name, of in found["medians"].items():
-        print(f"{name:36}" + "".join(f"{of[n]:10.0f}" for n in ASSOCIATIONS))
-    print(f"\n{'ratio':36}" + "".join(f"{n:>10}" for n in ASSOCIATIONS))
-    for name, of in found["ratios"].items():
-        print(f"{name:36}" + "".join(f"{of[n]:10.2f}" for n in ASSOCIATIONS))
-    print("\nprocessor time, ms for each image: " + ", ".join(f"{k} {v}" for k, v in found["cpu_ms_per_image"].items()))
-    print(f"\nfdatasync of 0.5 MB, median: {statistics.median(found['flush_ms']):.2f} ms")
-    print(f"one object of {found['huge']['object_mb']} MB: peak memory + {found['huge']['growth_mb']} MB")
-    print("hardware: " + ", ".join(f"{key} {value}" for key, value in found["hardware"].items()))
+def show(found: dict[str, Any]) -> str:
+    """Return the tables as Markdown."""
+    heads = [f"{n} association{'s' * (n > 1)}" for n in ASSOCIATIONS]
+    rates = [
+        [name, *(f"{of[n]:.0f}" for n in ASSOCIATIONS), found["cpu_ms_per_image"][name]]
+        for name, of in found["medians"].items()
+    ]
+    ratios = [[name, *(f"{of[n]:.2f}" for n in ASSOCIATIONS)] for name, of in found["ratios"].items()]
+    ratios.insert(1, ["expected of it", *(f"{EXPECTED[n]:.2f}" for n in ASSOCIATIONS)])
+    spread = [
+        [name, *(f"{min(of[n]):.2f} to {max(of[n]):.2f}" for n in ASSOCIATIONS)]
+        for name, of in found["ratios_by_round"].items()
+    ]
+    huge = found["huge"]
+    return "\n\n".join(
+        (
+            described(found["machine"]),
+            table(["ratio of medians", *heads], ratios),
+            table(["lowest and highest ratio of one round", *heads], spread),
+            table(["images a second, median", *heads, "processor, ms for each image"], rates),
+            f"{found['rounds']} rounds; fdatasync of 0.5 MB between them, median "
+            f"{statistics.median(found['flush_ms']):.2f} ms; load at their beginnings: "
+            + ", ".join(str(load) for load in found["load"])
+            + ".",
+            f"One object of {huge['object_mb']} MB: received in {huge['seconds']} s, the peak memory of the listener "
+            f"grew by {huge['growth_mb']} MB.",
+        )
+    )
 
 
 def main() -> None:
@@ -468,6 +476,7 @@ def main() -> None:
     parser.add_argument("--huge-mb", type=int, default=1000)
     parser.add_argument("--folder", type=Path, help="on the disk to measure on; default: the temporary one")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path, help="put the tables into this Markdown page, as docs/performance.md")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--durable", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -479,11 +488,14 @@ def main() -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     try:
-        found = {"hardware": hardware(folder), **compare(folder, options.rounds, options.images)}
+        found = {"machine": machine(folder, ("pynetdicom", "sqlalchemy")), "rounds": options.rounds}
+        found |= compare(folder, options.rounds, options.images)
         found["huge"] = memory_of_a_huge_object(folder, options.huge_mb)
     finally:
         shutil.rmtree(folder)
-    show(found)
+    print(show(found))
+    if options.page:
+        write_section(options.page, "receive", show(found))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
