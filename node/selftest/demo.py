@@ -41,7 +41,7 @@ from node.selftest.check import Verdict, compare_with_label_map, judge, read_seg
 from node.selftest.configuration import node_toml
 from node.selftest.phantom import CT, MR, rotation
 from node.selftest.picture import write_overlay
-from node.selftest.retrieve import LABEL_MAP, find_results, get_series, retrievable
+from node.selftest.retrieve import LABEL_MAP, ByAssociation, OverTheWeb, Reader, retrievable
 from node.selftest.scanner import Acquisition, planes_around, write_series
 
 MODEL = "phantom"
@@ -103,34 +103,50 @@ def run_demo(folder: Path, progress: Progress, timeout_s: float = 900.0) -> Outc
     folder = _new_folder(folder)
     with Archive(folder / "archive") as archive:
         destination = Destination("archive", archive.ae_title, archive.host, archive.port, "HILUM")
-        return _through_a_node(Settings(), destination, folder, progress, timeout_s=timeout_s, seed=0)
+        reader = ByAssociation(destination)
+        return _through_a_node(Settings(), destination, reader, folder, progress, timeout_s=timeout_s, seed=0)
 
 
 def run_selftest(
     settings: Settings, destination: str, folder: Path, progress: Progress, timeout_s: float = 900.0
 ) -> Outcome:
-    """The same through a configured PACS: a node with these settings delivers to it; results are read back by C-GET.
+    """The same through a configured PACS: a node with these settings delivers to it; results are read back from it.
 
-    The node is started beside the one that may be running, with data and a port of its own; models, device, AE title
-    and the destination are those of the settings.
+    They are read by C-GET, or over the web where the destination has a `dicomweb_url`. The node is started beside the
+    one that may be running, with data and a port of its own; models, device, AE title and the destination are those of
+    the settings.
 
     Raises
     ------
     SelfTestFailed
-        As `run_demo`, and where the PACS offers no C-FIND and C-GET to read results back.
+        As `run_demo`, and where the PACS offers no way to read results back.
     """
     peer = settings.destinations().get(destination)
     if peer is None:
         raise SelfTestFailed(f"no [[destination]] has the name {destination!r}")
+    peer, reader = _way_back(peer, progress)
+    return _through_a_node(settings, peer, reader, _new_folder(folder), progress, timeout_s=timeout_s, seed=_seed())
+
+
+def _seed() -> int:
+    """Another patient at each run, for a PACS keeps what it was sent before."""
+    return int(time.time())
+
+
+def _way_back(peer: Destination, progress: Progress) -> tuple[Destination, Reader]:
+    """How results are read back, and the destination with a form of segmentation that comes back that way."""
+    if peer.dicomweb_url:
+        return peer, OverTheWeb(peer)
     classes = retrievable(peer)
     if not classes:
         raise SelfTestFailed(
-            f"{peer.name} offers no C-FIND and C-GET to {peer.calling_ae_title}: nothing can be read back"
+            f"{peer.name} offers no C-FIND and C-GET to {peer.calling_ae_title}, and has no dicomweb_url: "
+            "nothing can be read back"
         )
     if LABEL_MAP not in classes and peer.seg != "binary":
         progress(f"{peer.name} gives no label maps back by C-GET: this test sends it a BINARY segmentation")
         peer = replace(peer, seg="binary")
-    return _through_a_node(settings, peer, _new_folder(folder), progress, timeout_s=timeout_s, seed=int(time.time()))
+    return peer, ByAssociation(peer)
 
 
 def acquisitions(seed: int) -> tuple[Acquisition, ...]:
@@ -151,7 +167,14 @@ def _new_folder(folder: Path) -> Path:
 
 
 def _through_a_node(
-    settings: Settings, archive: Destination, folder: Path, progress: Progress, *, timeout_s: float, seed: int
+    settings: Settings,
+    archive: Destination,
+    reader: Reader,
+    folder: Path,
+    progress: Progress,
+    *,
+    timeout_s: float,
+    seed: int,
 ) -> Outcome:
     scanner = Destination("node", settings.node.ae_title, "127.0.0.1", _free_port(), SELFTEST_AE_TITLE)
     config = folder / "node.toml"
@@ -160,15 +183,16 @@ def _through_a_node(
     study = acquisitions(seed)
     progress("writing the images of the phantom patient")
     images = {a.contrast.modality: write_series(a, folder / "images" / a.contrast.modality) for a in study}
+    progress(f"starting the node; its log: {config.with_name('node.log')}")
     with _node(config, scanner) as node:
         started = time.monotonic()
         progress("the node is up; sending")
         _send(scanner, list(images.values()))
         count = sum(len(paths) for paths in images.values())
         progress(f"{count} images sent over {PARTS * len(images)} associations")
-        series = _wait_for_results(archive, study, node, progress, deadline=started + timeout_s)
+        series = _wait_for_results(reader, study, node, progress, deadline=started + timeout_s)
         progress(f"all results are in the archive, {time.monotonic() - started:.0f} s after the first image")
-    results = get_series(archive, study[0].study_instance_uid, series, folder / "results")
+    results = reader.get_series(study[0].study_instance_uid, series, folder / "results")
     progress("results fetched; comparing them with the truth and with the label map")
     return _judged(settings, study, images, results, folder)
 
@@ -268,7 +292,7 @@ def _send_part(scanner: Destination, paths: Sequence[Path]) -> None:
 
 
 def _wait_for_results(
-    archive: Destination,
+    reader: Reader,
     study: Sequence[Acquisition],
     node: _Node,
     progress: Progress,
@@ -277,7 +301,7 @@ def _wait_for_results(
     """The Series Instance UIDs of a SEG, an SR and a PDF for each series of the study, once all are in the archive."""
     shown: Counter[str] = Counter()
     while time.monotonic() < deadline:
-        found = find_results(archive, study[0].study_instance_uid)
+        found = reader.find_results(study[0].study_instance_uid)
         counts = Counter(found.values())
         if counts != shown:
             progress("in the archive: " + ", ".join(f"{counts[kind]} of {len(study)} {kind}" for kind in _KINDS))

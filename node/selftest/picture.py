@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from node.dicom.pictures import outlined
 from node.domain.segments import SegmentDescription
 from node.selftest.phantom import LABELS, ORGANS, Planes, image_on
 from node.selftest.scanner import Acquisition, chosen
 
-_PIXELS_PER_MM = 1.4
-_CAPTION = 22
+_PIXELS_PER_MM = 1.6
+_CAPTION = 30
+_FONT = ImageFont.load_default(17)
 _WINDOWS = {"CT": (-350.0, 1400.0), "MR": (0.0, 950.0)}
 _TRUE_COLOUR = (255, 255, 255)
 
@@ -36,8 +38,13 @@ def write_overlay(
     sheet = Image.new("RGB", (3 * width, 2 * height))
     for n, tile in enumerate(tiles):
         sheet.paste(tile, (n % 3 * width, n // 3 * height))
-    legend = f"{acquisition.contrast.modality} phantom\n\ncoloured: the SEG\nwhite dots: the analytic organ"
-    ImageDraw.Draw(sheet).text((2 * width + 20, height + _CAPTION + 20), legend, fill=_TRUE_COLOUR)
+    legend = (
+        f"Hilum, standard patient, {acquisition.contrast.modality}\n\ncoloured line: the SEG from the archive\n"
+        "white dots: the true organ\n\neach organ on the image where it is largest\n\nfor research use only"
+    )
+    ImageDraw.Draw(sheet).text(
+        (2 * width + 40, height + _CAPTION + 40), legend, fill=_TRUE_COLOUR, font=_FONT, spacing=8
+    )
     sheet.save(path)
 
 
@@ -55,25 +62,25 @@ def _tile(
     low, high = _WINDOWS[acquisition.contrast.modality]
     grey = _enlarged(np.clip((plane - low) / (high - low) * 255, 0, 255).astype(np.uint8), planes)
     picture = np.stack([grey] * 3, axis=-1)
-    found, true = _enlarged(labels[index], planes), _enlarged(truth[index], planes)
     for name in ORGANS:
-        picture[_outline(found == LABELS[name])] = segments[name].colour
-    dotted = _outline(true == LABELS[organ])
+        picture = outlined(picture, labels[index] == LABELS[name], segments[name].colour)
+    dotted = _border(_enlarged((truth[index] == LABELS[organ]).astype(np.uint8) * 255, planes) >= 128)
     rows, columns = np.indices(dotted.shape)
-    picture[dotted & ((rows + columns) % 4 == 0)] = _TRUE_COLOUR
+    picture[dotted & ((rows + columns) % 8 < 3)] = _TRUE_COLOUR
     tile = Image.new("RGB", (picture.shape[1], picture.shape[0] + _CAPTION))
     tile.paste(Image.fromarray(picture), (0, _CAPTION))
-    ImageDraw.Draw(tile).text((4, 5), f"{segments[organ].label}, image {index + 1}", fill=segments[organ].colour)
+    caption = f"{segments[organ].label}, image {index + 1}"
+    ImageDraw.Draw(tile).text((8, 6), caption, fill=segments[organ].colour, font=_FONT)
     return tile
 
 
 def _enlarged(plane: NDArray[np.uint8], planes: Planes) -> NDArray[np.uint8]:
-    """A plane at its true proportions: uint8, nearest neighbour."""
+    """A plane at its true proportions: uint8, smooth."""
     width = planes.columns * float(np.linalg.norm(planes.row)) * _PIXELS_PER_MM
     height = planes.rows * float(np.linalg.norm(planes.column)) * _PIXELS_PER_MM
-    return np.asarray(Image.fromarray(plane).resize((round(width), round(height)), Image.Resampling.NEAREST))
+    return np.asarray(Image.fromarray(plane).resize((round(width), round(height)), Image.Resampling.BILINEAR))
 
 
-def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The inner border of a mask, a pixel wide."""
     return np.asarray(mask & ~ndimage.binary_erosion(mask))

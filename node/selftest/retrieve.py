@@ -1,12 +1,20 @@
-"""Reading results back from an archive, as a client: which there are (C-FIND), and the objects themselves (C-GET)."""
+"""Reading results back from an archive, as a client: which there are, and the objects themselves.
+
+By association that is C-FIND and C-GET; over the web it is QIDO-RS and WADO-RS (`dicomweb-client`).
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from dicomweb_client.web import DICOMwebClient
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     ComprehensiveSRStorage,
     EncapsulatedPDFStorage,
@@ -20,6 +28,7 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import EventHandlerType
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+from requests.exceptions import RequestException
 
 from node.domain.job import Destination
 from node.errors import PeerUnavailable
@@ -67,65 +76,124 @@ def retrievable(peer: Destination) -> frozenset[str]:
     return frozenset(uid for uid in RESULT_CLASSES if uid in accepted and accepted[uid].as_scp)
 
 
-def find_results(peer: Destination, study_instance_uid: str) -> dict[str, str]:
-    """The series of a study that are results: modality by Series Instance UID.
+class Reader(Protocol):
+    """One way to read results back."""
 
-    Raises
-    ------
-    PeerUnavailable
-        Where the archive does not answer.
-    """
-    entity = AE(ae_title=peer.calling_ae_title)
-    entity.add_requested_context(STUDY_ROOT_FIND)
-    association = _associate(entity, peer)
-    query = Dataset()
-    query.QueryRetrieveLevel, query.StudyInstanceUID = "SERIES", study_instance_uid
-    query.SeriesInstanceUID = query.Modality = ""
-    found = {}
-    for status, answer in association.send_c_find(query, STUDY_ROOT_FIND):
-        if status.get("Status") in _PENDING and answer is not None:
-            found[str(answer.SeriesInstanceUID)] = str(answer.Modality)
-    association.release()
-    return {uid: modality for uid, modality in found.items() if modality in ("SEG", "SR", "DOC")}
+    def find_results(self, study_instance_uid: str) -> dict[str, str]:
+        """The series of a study that are results: modality by Series Instance UID.
+
+        Raises
+        ------
+        PeerUnavailable
+            Where the archive does not answer.
+        """
+
+    def get_series(self, study_instance_uid: str, series: Sequence[str], folder: Path) -> tuple[Path, ...]:
+        """Fetch the objects of some series into a folder.
+
+        Raises
+        ------
+        PeerUnavailable
+            Where the archive does not answer, or not all objects came.
+        """
 
 
-def get_series(peer: Destination, study_instance_uid: str, series: Sequence[str], folder: Path) -> tuple[Path, ...]:
-    """Fetch the objects of some series by C-GET into a folder, byte for byte as the archive sends them.
+@dataclass(frozen=True)
+class ByAssociation:
+    """C-FIND and C-GET; objects are kept byte for byte as the archive sends them."""
 
-    Raises
-    ------
-    PeerUnavailable
-        Where the archive does not answer, or not all objects came.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
+    peer: Destination
 
-    def keep(event: evt.Event) -> int:
-        if not isinstance(event.request, C_STORE):
-            return 0xC000
-        path = folder / f"{len(paths):02d}.dcm"
-        path.write_bytes(event.encoded_dataset())
-        paths.append(path)
-        return 0x0000
-
-    entity = AE(ae_title=peer.calling_ae_title)
-    entity.add_requested_context(STUDY_ROOT_GET)
-    for sop_class, syntax in itertools.product(RESULT_CLASSES, _SYNTAXES):
-        # A context for each syntax: an archive that cannot convert then has the one that it needs.
-        entity.add_requested_context(sop_class, syntax)
-    association = _associate(entity, peer, _roles(), [(evt.EVT_C_STORE, keep)])
-    for series_instance_uid in series:
+    def find_results(self, study_instance_uid: str) -> dict[str, str]:
+        """See `Reader`."""
+        entity = AE(ae_title=self.peer.calling_ae_title)
+        entity.add_requested_context(STUDY_ROOT_FIND)
+        association = _associate(entity, self.peer)
         query = Dataset()
         query.QueryRetrieveLevel, query.StudyInstanceUID = "SERIES", study_instance_uid
-        query.SeriesInstanceUID = series_instance_uid
-        last = 0xC000
-        for status, _ in association.send_c_get(query, STUDY_ROOT_GET):
-            last = int(status.get("Status", 0xC000))
-        if last != 0x0000:
-            association.abort()
-            raise PeerUnavailable(f"{peer.name}: C-GET of a result ended with status 0x{last:04X}")
-    association.release()
-    return tuple(paths)
+        query.SeriesInstanceUID = query.Modality = ""
+        found = {}
+        for status, answer in association.send_c_find(query, STUDY_ROOT_FIND):
+            if status.get("Status") in _PENDING and answer is not None:
+                found[str(answer.SeriesInstanceUID)] = str(answer.Modality)
+        association.release()
+        return _results_of(found)
+
+    def get_series(self, study_instance_uid: str, series: Sequence[str], folder: Path) -> tuple[Path, ...]:
+        """See `Reader`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths: list[Path] = []
+
+        def keep(event: evt.Event) -> int:
+            if not isinstance(event.request, C_STORE):
+                return 0xC000
+            path = folder / f"{len(paths):02d}.dcm"
+            path.write_bytes(event.encoded_dataset())
+            paths.append(path)
+            return 0x0000
+
+        entity = AE(ae_title=self.peer.calling_ae_title)
+        entity.add_requested_context(STUDY_ROOT_GET)
+        for sop_class, syntax in itertools.product(RESULT_CLASSES, _SYNTAXES):
+            # A context for each syntax: an archive that cannot convert then has the one that it needs.
+            entity.add_requested_context(sop_class, syntax)
+        association = _associate(entity, self.peer, _roles(), [(evt.EVT_C_STORE, keep)])
+        for series_instance_uid in series:
+            query = Dataset()
+            query.QueryRetrieveLevel, query.StudyInstanceUID = "SERIES", study_instance_uid
+            query.SeriesInstanceUID = series_instance_uid
+            last = 0xC000
+            for status, _ in association.send_c_get(query, STUDY_ROOT_GET):
+                last = int(status.get("Status", 0xC000))
+            if last != 0x0000:
+                association.abort()
+                raise PeerUnavailable(f"{self.peer.name}: C-GET of a result ended with status 0x{last:04X}")
+        association.release()
+        return tuple(paths)
+
+
+class OverTheWeb:
+    """QIDO-RS and WADO-RS (PS3.18) at `Destination.dicomweb_url`; a password is read from ~/.netrc."""
+
+    def __init__(self, peer: Destination) -> None:
+        self._name = peer.name
+        # A connection for each request: servers close idle ones, and whoever polls would meet that.
+        closing = {"Connection": "close"}
+        self._client = DICOMwebClient(peer.dicomweb_url, timeout=peer.network_timeout_s, headers=closing)
+        self._client.set_http_retry_params(retry=False)  # whoever waits for results asks again
+
+    def find_results(self, study_instance_uid: str) -> dict[str, str]:
+        """See `Reader`."""
+        with self._spoken_of():
+            answers = self._client.search_for_series(study_instance_uid)
+        listed = [Dataset.from_json(answer) for answer in answers]
+        return _results_of({str(each.SeriesInstanceUID): str(each.get("Modality", "")) for each in listed})
+
+    def get_series(self, study_instance_uid: str, series: Sequence[str], folder: Path) -> tuple[Path, ...]:
+        """See `Reader`; the encoding is the one in which the archive holds each object."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths: list[Path] = []
+        for series_instance_uid in series:
+            with self._spoken_of():
+                objects = self._client.retrieve_series(
+                    study_instance_uid, series_instance_uid, media_types=(("application/dicom", "*"),)
+                )
+            for each in objects:
+                paths.append(folder / f"{len(paths):02d}.dcm")
+                each.save_as(paths[-1], enforce_file_format=True)
+        return tuple(paths)
+
+    @contextmanager
+    def _spoken_of(self) -> Iterator[None]:
+        """Turns what the library raises into this node's own error."""
+        try:
+            yield
+        except (RequestException, ValueError, InvalidDicomError) as error:
+            raise PeerUnavailable(f"{self._name}: DICOMweb: {error}") from error
+
+
+def _results_of(found: dict[str, str]) -> dict[str, str]:
+    return {uid: modality for uid, modality in found.items() if modality in ("SEG", "SR", "DOC")}
 
 
 def _roles() -> list[SCP_SCU_RoleSelectionNegotiation]:

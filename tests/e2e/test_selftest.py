@@ -1,4 +1,4 @@
-"""`hilum selftest` through Orthanc: the results are read back from it by C-GET."""
+"""`hilum selftest` through Orthanc: the results are read back from it by C-GET, or over the web."""
 
 from __future__ import annotations
 
@@ -24,28 +24,34 @@ def _free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-@pytest.fixture
-def orthanc(tmp_path: Path) -> Iterator[Destination]:
-    """A fresh Orthanc that takes, finds and gives back everything."""
+@pytest.fixture(params=["c_get", "dicomweb"])
+def orthanc(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Destination]:
+    """A fresh Orthanc that takes everything, and gives it back in one of two ways."""
     folder = tmp_path / "orthanc"
     folder.mkdir()
-    port = _free_port()
+    port, web_port, web = _free_port(), _free_port(), request.param == "dicomweb"
     settings = {
         "Name": "selftest",
         "StorageDirectory": str(folder),
         "IndexDirectory": str(folder),
         "DicomAet": "ORTHANC",
         "DicomPort": port,
-        "HttpServerEnabled": False,
+        "HttpServerEnabled": web,
+        "HttpPort": web_port,
+        "RemoteAccessAllowed": False,
         "DicomAlwaysAllowEcho": True,
         "DicomAlwaysAllowStore": True,
-        "DicomAlwaysAllowFind": True,
-        "DicomAlwaysAllowGet": True,
+        "DicomAlwaysAllowFind": not web,
+        "DicomAlwaysAllowGet": not web,
         "UnknownSopClassAccepted": True,
-        "Plugins": [],
+        "Plugins": ["/usr/share/orthanc/plugins/libOrthancDicomWeb.so"] if web else [],
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
-    destination = Destination("pacs", "ORTHANC", "127.0.0.1", port, "HILUM")
+    url = f"http://127.0.0.1:{web_port}/dicom-web" if web else ""
+    # Over the web a label map comes back; by C-GET Orthanc grants no role for one.
+    destination = Destination(
+        "pacs", "ORTHANC", "127.0.0.1", port, "HILUM", seg="labelmap" if web else "auto", dicomweb_url=url
+    )
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(["/usr/sbin/Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
         try:
@@ -77,6 +83,8 @@ def test_the_selftest_passes_through_orthanc(orthanc: Destination, tmp_path: Pat
         ae_title = "{orthanc.ae_title}"
         host = "{orthanc.host}"
         port = {orthanc.port}
+        seg = "{orthanc.seg}"
+        dicomweb_url = "{orthanc.dicomweb_url}"
         """
     )
     command = [sys.executable, "-m", "node.cli", "selftest", "--destination", "pacs", "--config", str(config)]

@@ -19,7 +19,7 @@ from node.domain.job import Destination
 from node.errors import PeerUnavailable
 from node.selftest.archive import Archive, Behaviour
 from node.selftest.phantom import CT, MR
-from node.selftest.retrieve import RESULT_CLASSES, find_results, get_series, retrievable
+from node.selftest.retrieve import RESULT_CLASSES, ByAssociation, retrievable
 from node.selftest.scanner import Acquisition, chosen, planes_around, write_series
 
 FEW = chosen(planes_around(pixel_mm=(8.0, 8.0), step_mm=8.0), [10, 11, 12])
@@ -116,9 +116,10 @@ def test_results_come_back_by_c_get(archive: Archive, tmp_path: Path, images: tu
     peer = _peer(archive)
     assert retrievable(peer) == frozenset(RESULT_CLASSES)
     study = str(dcmread(images[0]).StudyInstanceUID)
-    found = find_results(peer, study)
+    reader = ByAssociation(peer)
+    found = reader.find_results(study)
     assert found == {"1.2.3.5": "DOC", "1.2.3.6": "SEG"}
-    fetched = [dcmread(path) for path in get_series(peer, study, list(found), tmp_path / "fetched")]
+    fetched = [dcmread(path) for path in reader.get_series(study, list(found), tmp_path / "fetched")]
     assert [ds.SOPInstanceUID for ds in fetched] == ["1.2.3.5.1", "1.2.3.6.1"]
     assert fetched[1].file_meta.TransferSyntaxUID == RLELossless
     assert fetched[1].PixelData == dcmread(label_map.path).PixelData
@@ -137,4 +138,4 @@ def _as_result(source: Path, path: Path, sop_class: str, series: str, modality: 
 def test_an_archive_that_is_not_there(archive: Archive) -> None:
     archive.stop()
     with pytest.raises(PeerUnavailable):
-        find_results(_peer(archive), "1.2.3")
+        ByAssociation(_peer(archive)).find_results("1.2.3")
