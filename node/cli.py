@@ -203,6 +203,12 @@ def _intervene(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     retry.add_argument(
         "--series", type=_positive, metavar="N", help="number of a series: judge it anew by today's rules"
     )
+    retry.add_argument(
+        "--accept",
+        choices=("newest", "oldest"),
+        help="with --series, where its images are of two patients or studies: keep those of the newest, or oldest, "
+        "image, and set the others aside",
+    )
     for command in (retry, cancel):
         command.add_argument("job", nargs="?", type=_positive, metavar="JOB", help="number of a job")
         command.add_argument("--delivery", type=_positive, metavar="N", help="number of a delivery, instead of a job")

@@ -17,6 +17,11 @@ Anything else is a bug: the job is FAILED with its traceback in the journal.
 
 from __future__ import annotations
 
+import errno
+
+MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""An OSError with one of these speaks of the machine, not of the object that was read or written: it may work later."""
+
 
 class HilumError(Exception):
     """Base of everything that the node raises on purpose."""

@@ -177,6 +177,7 @@ class Leases:
         self._end_process = end_process
         self._lock = threading.Lock()
         self._held: dict[tuple[Station, int, int], float] = {}
+        self._owed: list[tuple[Station, int, int]] = []
         self._beat = time.monotonic()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._renew_for_ever, name="leases", daemon=True)
@@ -186,10 +187,11 @@ class Leases:
         self._thread.start()
 
     def stop(self) -> tuple[tuple[Station, int, int], ...]:
-        """End the thread; returns what still runs."""
+        """End the thread; returns what still runs, and what is still to be given back."""
         self._stopping.set()
         self._thread.join(self._period_s * 2)
-        return tuple(self._held)
+        with self._lock:
+            return (*self._held, *self._owed)
 
     @contextlib.contextmanager
     def hold(self, station: Station, row_id: int, attempt: int) -> Iterator[None]:
@@ -202,6 +204,11 @@ class Leases:
         finally:
             with self._lock:
                 self._held.pop(key, None)
+
+    def owe(self, station: Station, row_id: int, attempt: int) -> None:
+        """Give a row back as soon as the journal can be written: its call ended for want of it, and nothing died."""
+        with self._lock:
+            self._owed.append((station, row_id, attempt))
 
     @property
     def last_beat_s(self) -> float:
@@ -218,7 +225,12 @@ class Leases:
 
     def _beat_once(self) -> None:
         with self._lock:
-            held = tuple(self._held)
+            held, owed = tuple(self._held), tuple(self._owed)
+        for row in owed:
+            if not self._journal.give_back(row, "journal_unavailable"):
+                self._journal.outlived(row)  # where a sweep was quicker
+            with self._lock:
+                self._owed.remove(row)
         if held:
             self._journal.renew(held)
         self._on_beat()
@@ -238,29 +250,37 @@ class Leases:
 def guarded(
     station: Station, run: StationCall, journal: Journal, leases: Leases, on_end: Callable[[], None]
 ) -> StationCall:
-    """A station's call that holds its lease, and that ends every error of ours as a failed row with its traceback."""
+    """A station's call that holds its lease, and that ends every error of ours as a failed row with its traceback.
+
+    Where the journal cannot be written the call ends in order: the row is given back once it can, not counted as dead.
+    """
 
     def call(row_id: int, attempt: int) -> str:
         with leases.hold(station, row_id, attempt):
             try:
-                done = run(row_id, attempt)
-                journal.outlived((station, row_id, attempt))
+                return _run_or_fail(station, run, journal, row_id, attempt)
             except JournalUnavailable as error:
                 _log.warning("journal_unavailable", exc_info=error, extra={"stage": str(station)})
-                return "journal_unavailable"  # its lease lapses; the sweep takes it over
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is a bug, and the row says so
-                _log.error(
-                    "station_failed", exc_info=error, extra={"stage": str(station), "workflow": f"{station}.{row_id}"}
-                )
-                if journal.fail(station, row_id, attempt, "bug", _trace(error)):
-                    metrics.JOBS_FAILED.labels(stage=station, cause="bug").inc()
-                return "failed"
-            else:
-                return done
+                leases.owe(station, row_id, attempt)
+                return "journal_unavailable"
             finally:
                 on_end()
 
     return call
+
+
+def _run_or_fail(station: Station, run: StationCall, journal: Journal, row_id: int, attempt: int) -> str:
+    try:
+        done = run(row_id, attempt)
+    except JournalUnavailable:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is a bug, and the row says so
+        _log.error("station_failed", exc_info=error, extra={"stage": str(station), "workflow": f"{station}.{row_id}"})
+        if journal.fail(station, row_id, attempt, "bug", _trace(error)):
+            metrics.JOBS_FAILED.labels(stage=station, cause="bug").inc()
+        return "failed"
+    journal.outlived((station, row_id, attempt))
+    return done
 
 
 class SweepThread:

@@ -11,7 +11,7 @@ python=${PYTHON:-python3}
 started=$SECONDS
 
 # What the tests start or read with, and why: real peers, alert rules, an SR validator, pictures of the report, a network of their own.
-packages=(dcmtk orthanc prometheus libpixelmed-java default-jre-headless poppler-utils iproute2 procps)
+packages=(dcmtk orthanc orthanc-dicomweb prometheus libpixelmed-java default-jre-headless poppler-utils iproute2 procps)
 
 say() { printf '\n== %s (%d s)\n' "$*" $((SECONDS - started)); }
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
-import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -17,16 +16,22 @@ from pydicom.uid import UID
 
 from engines.model.bundle import Bundle
 from node.commands.configuration import required_path
-from node.commands.models import backend_choices
+from node.commands.models import installed_backends
 from node.commands.terminal import ANSWER_IS_NO, DONE, age, document, harmless, say, sentence
 from node.config import UNSET_SERIAL, Settings, load_settings
 from node.dicom import scu
 from node.dicom.pixels import decoders
+from node.dicom.scp import Refusal
+from node.domain.admission import peer_lines
+from node.domain.history import RefusedPeer, RoleRecord
 from node.domain.job import Destination
 from node.domain.variants import PDF_CLASS, SEG_CLASSES, SR_CLASSES
 from node.errors import ConfigError, PermanentlyRefused, Transient
 from node.service.house import enabled_bundles, segments_of, uncoded_labels
 from node.store.journal import Journal
+
+_ALIVE_S = 60.0
+"""Roles show themselves every few seconds; a segmenter that loads a model may be late."""
 
 
 class Level(StrEnum):
@@ -74,7 +79,7 @@ def _checks(settings: Settings, offline: bool) -> Iterator[Iterator[Remark]]:
     yield _listener(settings)
     if not offline:
         yield _destinations(settings)
-    yield _refused(settings)
+    yield _journal(settings)
 
 
 def _line(remark: Remark) -> str:
@@ -159,7 +164,7 @@ def _model(settings: Settings, bundle: Bundle, coded: set[str]) -> Remark:
     if uncoded := uncoded_labels(bundle, coded):
         mend = "add a row for each to a table that models.segments names"
         return _fail(subject, f"no code for {', '.join(uncoded)}", mend)
-    chosen = next((choice for choice in backend_choices(settings) if choice.usable), None)
+    chosen = next((choice for choice in installed_backends(settings) if choice.usable), None)
     if chosen is None:
         return _fail(subject, "no backend can run it here", "see `hilum models`; install one, or change [segmenter]")
     text = (
@@ -231,23 +236,65 @@ def _missing(destination: Destination, takes: set[str]) -> list[str]:
     return missing
 
 
-def _refused(settings: Settings) -> Iterator[Remark]:
+def _journal(settings: Settings) -> Iterator[Remark]:
+    """Which roles live, and who was refused; a node that never ran has no journal, and looking makes none."""
     if not (settings.node.data_dir / "journal.db").is_file():
         return
     now = datetime.now(UTC)
     with Journal.open(settings.journal_url) as journal:
-        refused = journal.refused_peers()
+        roles, refused = journal.roles(), journal.refused_peers()
+    yield from _roles(roles, now)
     for peer in refused:
-        who = f"{peer.calling_ae_title} at {peer.address} called {peer.called_ae_title}"
-        text = f"{who}: {peer.reason}; {peer.times} times, last {age(peer.last_at, now)} ago"
-        yield _warn("refused", text, "if it may send, add:\n" + peer_lines(peer.calling_ae_title, peer.address))
+        yield _turned_away(settings, peer, now)
 
 
-def peer_lines(calling_ae_title: str, address: str) -> str:
-    """The TOML that lets this peer in; what the peer said of itself stands in it escaped (SEC-21)."""
-    quoted = "".join(c if c.isprintable() and c not in '"\\' else f"\\u{ord(c):04x}" for c in calling_ae_title)
-    name = re.sub(r"[^a-z0-9]+", "-", calling_ae_title.lower()).strip("-")[:40] or "peer"
-    return f'[[peer]]\nname = "{name}"\nae_title = "{quoted}"\naddresses = ["{address}"]'
+def _roles(roles: Collection[RoleRecord], now: datetime) -> Iterator[Remark]:
+    """A node of which no role lives was stopped; one of which some do not has lost them."""
+    seen = {role.executor_id: f"{role.executor_id} last seen {age(role.seen_at, now)} ago" for role in roles}
+    living = {role.executor_id for role in roles if (now - role.seen_at).total_seconds() < _ALIVE_S}
+    if roles and not living:
+        yield _ok("node", f"does not run: {', '.join(seen.values())}")
+    for executor_id in seen if living else ():
+        if executor_id in living:
+            yield _ok("node", f"{executor_id} runs")
+        else:
+            yield _warn("node", seen[executor_id], "the log of `hilum serve` says why: role_ended, role_not_configured")
+
+
+def _turned_away(settings: Settings, peer: RefusedPeer, now: datetime) -> Remark:
+    """Who was refused, why, and what would let it in."""
+    who = f"{peer.calling_ae_title} at {peer.address} called {peer.called_ae_title}"
+    text = f"{who if peer.calling_ae_title else peer.address}: {peer.reason}; {_times(peer.times)}, "
+    text += f"last {age(peer.last_at, now)} ago"
+    if peer.reason == Refusal.PEER:
+        if known := _listed(settings, peer):
+            return _ok("refused", f"{text}; [[peer]] {known} lets it in, once the node was started with it")
+        return _warn("refused", text, "if it may send, add:\n" + peer_lines(peer.calling_ae_title, peer.address))
+    answers_to = ", ".join(settings.called_ae_titles)
+    mends: dict[str, str] = {
+        Refusal.CALLED: f"it may call {answers_to}; see listener.virtual_ae_titles and peer.called_ae_titles",
+        Refusal.LIMIT: "fewer associations at once there, or a higher max_associations of the peer here",
+        Refusal.DRAINING: "the node was being stopped: the sender tries again",
+        Refusal.PROTOCOL: "it did not speak DICOM as we know it: a port scan, a health check, TLS, or a wrong port",
+    }
+    return _warn("refused", text, mends.get(peer.reason, ""))
+
+
+def _listed(settings: Settings, refused: RefusedPeer) -> str:
+    """The name of the peer that the configuration has for it by now; empty where there is none."""
+    try:
+        address = ipaddress.ip_address(refused.address)
+    except ValueError:
+        return ""
+    for peer in settings.peer:
+        networks = [ipaddress.ip_network(network) for network in peer.addresses]
+        if peer.ae_title == refused.calling_ae_title and any(address in network for network in networks):
+            return peer.name
+    return ""
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _gib(size: int) -> str:

@@ -18,12 +18,15 @@ from node.config import Settings
 from node.dicom.headers import read_header
 from node.dicom.pixels import split_series
 from node.domain import routing
+from node.domain.exclusions import is_image
 from node.domain.history import SeriesRecord
 from node.domain.instance import InstanceState, Sender
 from node.domain.routing import Ineligible, ModelFacts, Rule
+from node.domain.senders import route_for_all
 from node.domain.stack import Stack, Unstackable
 from node.errors import CannotUnderstand, ConfigError
 from node.service.house import enabled_bundles, model_facts
+from node.store.due import UNREADABLE
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,14 @@ def explain(options: argparse.Namespace) -> int:
     settings = settings_or_default(options)
     facts = {name: model_facts(bundle) for name, bundle in enabled_bundles(settings).items()}
     with tempfile.TemporaryDirectory(prefix="hilum-") as scratch:
-        found, sender = _source(options, settings, Path(scratch))
-        sender = _judged_as(options, settings, sender)
+        found, sent_by = _source(options, settings, Path(scratch))
+        senders = {uid: _judged_as(options, settings, sender) for uid, sender in sent_by.items()}
         said = [
             explanation
             for headers in found.series.values()
-            for explanation in explained(split_series(headers, found.paths), sender, settings.rules(), facts)
+            for explanation in explained(
+                split_series(headers, found.paths, found.unread), senders, settings.rules(), facts
+            )
         ]
     if options.json:
         say(document({"stacks": said, "skipped_files": found.skipped, "notes": found.notes}))
@@ -65,12 +70,14 @@ def explain(options: argparse.Namespace) -> int:
 
 
 def explained(
-    parts: Sequence[Stack | Unstackable], sender: Sender, rules: Sequence[Rule], models: Mapping[str, ModelFacts]
+    parts: Sequence[Stack | Unstackable],
+    senders: Mapping[str, Sender],
+    rules: Sequence[Rule],
+    models: Mapping[str, ModelFacts],
 ) -> Iterator[Explanation]:
-    """What is said of each part of one series."""
-    answers = routing.route(parts, sender, rules, models)
-    lines = _by_part(routing.explain(parts, sender, rules, models))
-    for part, (stack, *said) in zip(parts, lines, strict=True):
+    """What is said of each part of one series, by who sent each of its images."""
+    answers = route_for_all(parts, senders, rules, models)
+    for part, (stack, *said) in zip(parts, _lines(parts, senders, rules, models), strict=True):
         own = [answer for answer in answers if _frames(part) & _frames(answer.stack)]
         refused = next((answer for answer in own if isinstance(answer, Ineligible)), None)
         chosen = [answer for answer in own if not isinstance(answer, Ineligible)]
@@ -85,6 +92,30 @@ def explained(
             reason="" if refused is None else refused.reason,
             detail="" if refused is None else refused.detail,
         )
+
+
+def _lines(
+    parts: Sequence[Stack | Unstackable],
+    senders: Mapping[str, Sender],
+    rules: Sequence[Rule],
+    models: Mapping[str, ModelFacts],
+) -> list[list[str]]:
+    """The lines of each part; where several peers sent the series, the rules in words for each of them (RES-42)."""
+    several = {replace(sender, association_id=""): None for sender in senders.values()}
+    by_sender = {sender: _by_part(routing.explain(parts, sender, rules, models)) for sender in several}
+    if len(by_sender) == 1:
+        return next(iter(by_sender.values()))
+    return [
+        [
+            own[0][0],
+            *(
+                f"from {sender.alias}: {line.strip()}"
+                for sender, lines in zip(by_sender, own, strict=True)
+                for line in lines[1:]
+            ),
+        ]
+        for own in zip(*by_sender.values(), strict=True)
+    ]
 
 
 def _by_part(lines: Sequence[str]) -> list[list[str]]:
@@ -102,23 +133,28 @@ def _frames(part: Stack | Unstackable) -> set[tuple[str, int]]:
     return {(frame.sop_instance_uid, frame.frame.number) for frame in part.frames}
 
 
-def _source(options: argparse.Namespace, settings: Settings, scratch: Path) -> tuple[DicomFolder, Sender]:
-    """The folder, or what the journal has of the series, and who sent it."""
+def _source(options: argparse.Namespace, settings: Settings, scratch: Path) -> tuple[DicomFolder, Mapping[str, Sender]]:
+    """The folder, or what the journal has of the series, and who sent each image."""
     folder = Path(options.source)
     if folder.exists():
         with progress("reading headers", quiet=options.json) as shown:
-            return read_folder(folder, scratch, shown), SENDER
+            found = read_folder(folder, scratch, shown)
+            return found, dict.fromkeys(found.paths, SENDER)
     if configured_path(options) is None or not re.fullmatch(r"[0-9.]+", options.source):
         raise NotThere(f"{harmless(options.source)}: there is no such folder")
     with open_journal(settings) as journal:
         record = series_record(journal, options.source)
-    return _received(record), record.summary.sender
+    found = _received(record)
+    current = [each for each in record.instances if Path(each.path) in set(found.paths.values())]
+    return found, {each.sop_instance_uid: each.sender for each in current}
 
 
 def _received(record: SeriesRecord) -> DicomFolder:
     """The kept objects of a series, as a folder would give them."""
-    headers, paths, skipped = [], {}, Counter[str]()
+    headers, paths, skipped, unread = [], {}, Counter[str](), []
     for instance in record.instances:
+        if instance.reason == UNREADABLE and not instance.replaced and is_image(instance.sop_class_uid):
+            unread.append(instance.sop_instance_uid)
         if instance.purged or instance.replaced or instance.state != InstanceState.KEPT:
             skipped["purged" if instance.purged else "replaced" if instance.replaced else instance.state] += 1
             continue
@@ -126,11 +162,13 @@ def _received(record: SeriesRecord) -> DicomFolder:
             header = read_header(Path(instance.path))
         except CannotUnderstand:
             skipped["cannot be understood"] += 1
+            if is_image(instance.sop_class_uid):
+                unread.append(instance.sop_instance_uid)
             continue
         headers.append(header)
         paths[header.sop_instance_uid] = Path(instance.path)
     series = {record.summary.series_instance_uid: tuple(headers)} if headers else {}
-    return DicomFolder(series, paths, dict(skipped))
+    return DicomFolder(series, paths, dict(skipped), unread=tuple(unread))
 
 
 def _judged_as(options: argparse.Namespace, settings: Settings, sender: Sender) -> Sender:

@@ -41,6 +41,8 @@ class DicomFolder:
     """How many files were left out, by reason."""
     notes: tuple[str, ...] = ()
     """What a person should know about the way the files were read."""
+    unread: tuple[str, ...] = ()
+    """Of a received series: images that cannot be read, and that its scans may lack (ASM-4)."""
 
 
 @dataclass

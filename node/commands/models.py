@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 
 from engines.errors import BackendUnavailable
 from engines.model.bundle import Bundle
@@ -72,6 +74,23 @@ def backend_choices(settings: Settings) -> tuple[BackendChoice, ...]:
     section = settings.segmenter
     found = ((name, availability(name, section.device)) for name in section.backends)
     return tuple(BackendChoice(name, section.device, answer.available, answer.reason) for name, answer in found)
+
+
+def installed_backends(settings: Settings) -> tuple[BackendChoice, ...]:
+    """The same without importing a library that takes seconds: on the processor, a backend needs its package alone.
+
+    Whether a card can be used only its driver knows, which torch must be asked for.
+    """
+    section = settings.segmenter
+    if section.device not in {"auto", "cpu"}:
+        return backend_choices(settings)
+    return tuple(_installed(name, section.device) for name in section.backends)
+
+
+def _installed(name: str, device: str) -> BackendChoice:
+    if find_spec(name) is None:
+        return BackendChoice(name, device, False, f"the package {name} is not installed")
+    return BackendChoice(name, device, True, f"{name} {version(name)} is installed, `hilum models --test` tries it")
 
 
 def _tested(settings: Settings, bundle: Bundle) -> tuple[BackendChoice, ...]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 from node.commands.configuration import settings_of
-from node.commands.terminal import DONE, NotThere, age, document, harmless, say, table
+from node.commands.identity import accept
+from node.commands.terminal import DONE, NotThere, age, document, harmless, plain, say, table
 from node.config import Settings
 from node.domain.history import Event, JobRecord, PartRecord, SeriesRecord, SeriesSummary
 from node.domain.job import Job, JobState, NotAllowed
 from node.domain.series import SeriesState
 from node.errors import ConfigError
+from node.monitor.logs import hashed
 from node.store.journal import Journal
 
 
@@ -32,10 +36,12 @@ def open_journal(settings: Settings) -> Journal:
 
 def series(options: argparse.Namespace) -> int:
     """List series, or show one."""
-    with open_journal(settings_of(options)) as journal:
+    settings = settings_of(options)
+    with open_journal(settings) as journal:
         if options.series is not None:
             record = series_record(journal, options.series)
-            say(document(record) if options.json else _series_page(record))
+            in_log = _name_in_log(settings, record.summary.series_instance_uid)
+            say(document(plain(record) | {"in_log": in_log}) if options.json else _series_page(record, in_log))
             return DONE
         state = SeriesState(options.state) if options.state else None
         rows = journal.list_series(state=state, limit=options.limit)
@@ -114,10 +120,17 @@ def _job_list(rows: Sequence[Job]) -> str:
     )
 
 
-def _series_page(record: SeriesRecord) -> str:
+def _name_in_log(settings: Settings, series_instance_uid: str) -> str:
+    """What lines of the log call a series (SEC-20); empty where this node has not logged yet."""
+    key = settings.node.data_dir / "log.key"
+    return hashed(series_instance_uid, key.read_bytes()) if key.is_file() else ""
+
+
+def _series_page(record: SeriesRecord, in_log: str) -> str:
     s = record.summary
     facts = {
         "Series Instance UID": s.series_instance_uid,
+        "in the log": in_log,
         "from": f"{s.sender.alias}: {s.sender.calling_ae_title} at {s.sender.address}",
         "called": s.sender.called_ae_title,
         "state": f"{s.state}, revision {s.revision}" + (f", {s.completeness}" if s.completeness else ""),
@@ -143,24 +156,46 @@ def _job_page(record: JobRecord) -> str:
     facts = {
         "series": f"{job.series_id} ({record.series.series_instance_uid}), revision {job.revision}",
         "model": f"{job.model} ({job.model_digest[:12]})",
-        "state": f"{job.state}, attempt {job.attempt}, begun {job.starts} times",
+        "state": f"{job.state}, attempt {job.attempt}" + (f", begun {job.starts} times" if job.starts > 1 else ""),
         "reason": _joined(job.reason, record.detail),
         "made": f"{age(job.created_at)} ago",
     }
     out = [f"job {job.id}", _facts(facts)]
     if record.result:
-        out += ["", "result", *(f"  {harmless(key)}: {harmless(value)}" for key, value in record.result.items())]
+        out += ["", "result", _result(record.result)]
     if record.objects:
         rows = ((o.kind, o.variant, o.sop_instance_uid, o.path) for o in record.objects)
         out += ["", "objects", table(("kind", "form", "SOP Instance UID", "file"), rows, "  ")]
     if record.deliveries:
-        heads = ("delivery", "kind", "to", "state", "tries", "reason")
+        heads = ("delivery", "kind", "to", "state", "put off", "reason")
         out += [
             "",
             "deliveries",
             table(heads, ((d.id, d.kind, d.destination, d.state, d.tries, d.reason) for d in record.deliveries), "  "),
         ]
     return "\n".join([*out, "", "history", _history(record.events)])
+
+
+def _result(result: Mapping[str, Any]) -> str:
+    """The table of volumes, and below it how they were made."""
+    found = result.get("findings", ())
+    rows = ((f["segment"], _ml(f["volume_ml"]), f["outcome"], "; ".join(f["flags"])) for f in found)
+    how = {key: _plainly(value) for key, value in result.items() if key != "findings"}
+    volumes = [table(("organ", "mL", "outcome", "remarks"), rows, "  ")] if found else []
+    return "\n".join([*volumes, _facts(how)])
+
+
+def _ml(volume_ml: float | None) -> str:
+    return "" if volume_ml is None else f"{volume_ml:.2f}"
+
+
+def _plainly(value: object) -> str:
+    """A value of JSON in words: `load 3.38, compose 56.35`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plainly(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plainly(item) for item in value)
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _part_line(part: PartRecord) -> str:
@@ -182,7 +217,7 @@ def _history(events: Sequence[Event]) -> str:
             e.from_state,
             e.to_state,
             e.attempt,
-            e.reason,
+            e.reason.rstrip(": "),
         )
         for e in events
     )
@@ -203,9 +238,12 @@ def _joined(reason: str, detail: str) -> str:
 
 
 def retry(options: argparse.Namespace) -> int:
-    """Start a job again, send a delivery again, or judge a series anew."""
+    """Start a job again, send a delivery again, or judge a series anew, where in doubt as whose it is said to be."""
+    if options.accept and options.series is None:
+        raise ConfigError("--accept says whose a series is: name it by --series")
     with open_journal(settings_of(options)) as journal:
-        return _ask(options, {"job": journal.retry, "delivery": journal.retry_delivery, "series": journal.retry_series})
+        series = partial(accept, journal, which=options.accept) if options.accept else journal.retry_series
+        return _ask(options, {"job": journal.retry, "delivery": journal.retry_delivery, "series": series})
 
 
 def cancel(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 from pydicom import dcmread
@@ -23,6 +24,7 @@ from node.config import Settings
 from node.dicom.compose import Composition, compose
 from node.dicom.pictures import overlay_png
 from node.dicom.pixels import split_series
+from node.dicom.result_header import numbers_in_turn
 from node.domain.findings import Finding
 from node.domain.instance import InstanceHeader
 from node.domain.routing import Ineligible, Routed, Rule, route
@@ -30,7 +32,7 @@ from node.domain.segments import SegmentDescription
 from node.domain.stack import Stack, Unstackable
 from node.domain.variants import SEG_CLASSES
 from node.errors import CannotUnderstand, Unsuitable
-from node.service.house import enabled_bundles, model_facts, result_style, segments_of
+from node.service.house import config_digest, enabled_bundles, model_facts, result_style, segments_of
 from node.stations.segment import Recipe, Segmented, segment_stack, sources_of
 
 _FILES = {
@@ -111,6 +113,7 @@ class Workbench:
         self._facts = {name: model_facts(bundle) for name, bundle in bundles.items()}
         self._style = result_style(settings)
         self._open: dict[str, Segmenter] = {}
+        self._numbers: dict[str, set[int]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Workbench:
@@ -165,6 +168,7 @@ class Workbench:
             job_key=item.model,
             revision=1,
             made_at=datetime.now(UTC),
+            series_turn=self._free_turn(item.stack),
         )
         with tempfile.TemporaryDirectory(dir=folder) as all_forms:
             for composed in compose(composition, Path(all_forms), segs=frozenset(SEG_CLASSES)):
@@ -174,6 +178,13 @@ class Workbench:
         _write_for_research(done, self._segments, folder)
         return sorted(path.name for path in folder.iterdir())
 
+    def _free_turn(self, stack: Stack) -> int:
+        """The first turn of SeriesNumbers that no result of the same study has, of those that were made here."""
+        taken = self._numbers.setdefault(stack.frames[0].header.study_instance_uid, set())
+        turn = next(n for n in count() if taken.isdisjoint(numbers_in_turn(stack, self._style, n)))
+        taken.update(numbers_in_turn(stack, self._style, turn))
+        return turn
+
     def _segmenter(self, model: str) -> Segmenter:
         if model not in self._open:
             section = self._settings.segmenter
@@ -182,7 +193,7 @@ class Workbench:
         return self._open[model]
 
     def _recipe(self) -> Recipe:
-        return Recipe(self._segments, self._settings.config_digest(), self._style.software_version)
+        return Recipe(self._segments, config_digest(self._settings), self._style.software_version)
 
 
 def _write_pdf(folder: Path) -> None:
@@ -236,15 +247,19 @@ def _tell(found: DicomFolder, reports: Sequence[ScanReport]) -> None:
         rows = ((v.segment, _ml(v.volume_ml), v.outcome, "; ".join(v.flags)) for v in report.volumes)
         say(table(("organ", "mL", "outcome", "remarks"), rows, "  "))
         say(f"  {report.folder}: {', '.join(report.files)}\n")
-    others = [report for report in reports if report.outcome != "segmented"]
-    if others:
-        say("not segmented")
-        why = ((report.series, report.frames, report.reason, report.detail) for report in others)
-        say(table(("series", "frames", "reason", "detail"), why, "  "))
+    if reports:
+        say("what became of each stack")
+        each = ((r.series, r.frames, _became(r), r.model or r.reason, r.detail) for r in reports)
+        say(table(("series", "frames", "outcome", "model or reason", "detail"), each, "  "))
     if found.skipped:
         say(left_out(found.skipped))
     if not reports:
         say("there is no DICOM image in the folder")
+
+
+def _became(report: ScanReport) -> str:
+    """The outcome in words: that nothing chose a stack is not that it was tried in vain."""
+    return {"ineligible": "no model for it", "rejected": "cannot serve"}.get(report.outcome, report.outcome)
 
 
 def _ml(volume_ml: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import uuid
+from functools import partial
 from pathlib import Path
 
 from node.commands.terminal import DONE, document, note, say
@@ -47,9 +48,15 @@ def example(ae_title: str, serial: str) -> str:
     """The commented example file, with this AE title and serial."""
     text = (SHIPPED_CONFIG / "node.toml").read_text(encoding="utf-8")
     for key, value in (("ae_title", ae_title), ("serial", serial)):
-        line = f"{key} = {_quoted(value)}".replace("\\", r"\\")
-        text = re.sub(rf'^{key} = ".*?"', line, text, count=1, flags=re.MULTILINE)
+        line = f"{key} = {_quoted(value)}"
+        # With the spaces behind it, so that the remarks stay below one another.
+        text = re.sub(rf'^{key} = ".*?" +', partial(_in_place, line), text, count=1, flags=re.MULTILINE)
     return text
+
+
+def _in_place(line: str, old: re.Match[str]) -> str:
+    """A line as wide as the one whose place it takes, or a space longer than itself."""
+    return f"{line} ".ljust(len(old[0]))
 
 
 def _quoted(value: str) -> str:

@@ -113,9 +113,9 @@ class Settings(Section):
         return f"sqlite:///{self.node.data_dir / 'journal.db'}"
 
     @property
-    def engine_url(self) -> str:
-        """SQLAlchemy URL of the durable engine's own data base, which may be deleted while the node is stopped."""
-        return f"sqlite:///{self.node.data_dir / 'engine.db'}"
+    def engine_path(self) -> Path:
+        """The durable queues' own data base; it may be deleted while the node is stopped."""
+        return self.node.data_dir / "engine.db"
 
     @property
     def segment_tables(self) -> tuple[Path, ...]:
@@ -138,10 +138,12 @@ class Settings(Section):
                 port=d.port,
                 calling_ae_title=d.calling_ae_title or self.node.ae_title,
                 seg=d.seg,
+                empty_frames=d.empty_frames,
                 sr=d.sr,
                 pdf=d.pdf,
                 retry=RetryPolicy(d.first_retry_s, max(d.first_retry_s, d.longest_retry_s), d.retries),
                 network_timeout_s=d.timeout_s,
+                dicomweb_url=d.dicomweb_url,
             )
             for d in self.destination
         }

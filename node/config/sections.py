@@ -192,6 +192,9 @@ class DestinationSection(Section):
         default="auto",
         description="Form of segmentations; auto: LABELMAP where BINARY is often misread and it is taken (RES-2).",
     )
+    empty_frames: bool = Field(
+        default=False, description="Keep frames without a voxel, for viewers that want one for each image (RES-4)."
+    )
     sr: bool = Field(default=True, description="Send the structured report.")
     pdf: bool = Field(default=True, description="Send the readable report (Encapsulated PDF).")
     retries: int = Field(
@@ -202,6 +205,11 @@ class DestinationSection(Section):
     )
     longest_retry_s: Seconds = Field(default=900.0, description="Longest wait between two tries.")
     timeout_s: Seconds = Field(default=30.0, description="Longest wait for an answer.")
+    dicomweb_url: str = Field(
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        description="Base of its DICOMweb services, if any: `hilum selftest` reads results back there.",
+    )
 
 
 class ConditionSection(Section):
@@ -287,8 +295,16 @@ class SpoolSection(Section):
     keep_results_h: Hours = Field(
         default=72.0, description="Results, after they were sent; `hilum retry` can send them again."
     )
-    keep_unused_h: Hours = Field(default=24.0, description="Images that no rule chose, and objects that are held.")
-    keep_quarantined_h: Hours = Field(default=720.0, description="Objects whose identity or content is in doubt.")
+    keep_unused_h: Hours = Field(
+        default=24.0,
+        description="Images that no rule chose, of a job that was rejected or cancelled, or whose result has no"
+        " destination; and objects that are held.",
+    )
+    keep_quarantined_h: Hours = Field(
+        default=720.0,
+        description="What a person should look at: objects whose identity or content is in doubt, images of what failed"
+        " or did not reach every destination.",
+    )
 
 
 class MonitorSection(Section):

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import TypeVar
 
 from pydicom import Dataset, dcmwrite
 
@@ -16,9 +21,11 @@ from node.dicom.result_header import check_sources
 from node.dicom.seg import build_seg
 from node.dicom.sr import build_sr, report_content
 from node.domain.job import ObjectKind
-from node.domain.variants import NO_SEG, SR_CLASSES
+from node.domain.variants import NO_SEG, SR_CLASSES, sr_variant
 
 __all__ = ["Composed", "Composition", "Mismatch", "Predecessor", "ResultStyle", "compose"]
+
+T = TypeVar("T")
 
 
 def compose(
@@ -54,15 +61,16 @@ def compose(
     volumes_ml: dict[str, Mapping[int, float]] = {NO_SEG: {}}
     for form in forms:
         writer.write(ObjectKind.SEG, form, build_seg(c, form))
-        volumes_ml[form] = verify_seg(writer.last.path, c, form)
+        volumes_ml[form] = writer.read_back(partial(verify_seg, c=c, variant=form))
     for form in (forms or [NO_SEG]) if sr else ():
         content = report_content(c, form)
-        for sr_class in SR_CLASSES:
-            writer.write(ObjectKind.SR, f"{sr_class}-{form}", build_sr(c, sr_class, form, content))
-            verify_sr(writer.last.path, c, f"{sr_class}-{form}", volumes_ml[form])
+        for earlier, sr_class in product((None, *c.predecessors), SR_CLASSES):
+            variant = sr_variant(sr_class, form, earlier.sr_sop_instance_uid if earlier else "")
+            writer.write(ObjectKind.SR, variant, build_sr(c, sr_class, form, content, earlier))
+            writer.read_back(partial(verify_sr, c=c, variant=variant, volumes_ml=volumes_ml[form]))
     if pdf:
         writer.write(ObjectKind.PDF, "pdf", build_document(c))
-        verify_document(writer.last.path, c)
+        writer.read_back(partial(verify_document, c=c))
     return tuple(writer.composed)
 
 
@@ -73,10 +81,12 @@ class _Writer:
         self._folder, self._new_path = folder, new_path
         self.composed: list[Composed] = []
 
-    @property
-    def last(self) -> Composed:
-        """What was written last."""
-        return self.composed[-1]
+    def read_back(self, verify: Callable[[Path], T]) -> T:
+        """Verify the file that was written last, and note how long that took."""
+        began = time.monotonic()
+        found = verify(self.composed[-1].path)
+        self.composed[-1] = replace(self.composed[-1], readback_s=time.monotonic() - began)
+        return found
 
     def write(self, kind: ObjectKind, variant: str, result: Dataset) -> None:
         """One object, its bytes and its name flushed to the disk."""

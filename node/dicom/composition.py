@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,10 @@ from node.domain.job import ObjectKind
 from node.domain.stack import FrameLabels, Stack
 
 
+def _no_zone(_at: datetime) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class ResultStyle:
     """What a site and this product write into every result.
@@ -27,8 +31,9 @@ class ResultStyle:
         Mark results as not for clinical use (RES-13).
     uid_root
         An organisation's UID root; None: 2.25 (RES-20).
-    timezone
-        The site's offset from UTC as `+0100`, for sources that do not say theirs; None: nothing is added.
+    utc_offset
+        The site's offset from UTC at a time, as `+0100`, for sources that do not say theirs; None: nothing is added.
+        Asked for each result: a process runs through the change to summer time.
     deployment
         Name of this installation; part of every derived UID.
     preliminary
@@ -43,7 +48,7 @@ class ResultStyle:
     model_name: str = MODEL_NAME
     serial: str = "1"
     software_version: str = "0.1.0"
-    timezone: str | None = None
+    utc_offset: Callable[[datetime], str | None] = _no_zone
     series_number_base: int = 9000
     deployment: str = "hilum"
     preliminary: bool = True
@@ -52,7 +57,7 @@ class ResultStyle:
 
 @dataclass(frozen=True)
 class Predecessor:
-    """The report that this one replaces (RES-34)."""
+    """A report of an earlier revision that a destination has, and that a new one for it replaces (RES-34)."""
 
     sr_sop_class_uid: str
     sr_sop_instance_uid: str
@@ -76,6 +81,11 @@ class Composition:
         Which revision of the series this is, from 1.
     made_at
         When the results were made; aware.
+    predecessors
+        What destinations have of earlier revisions: a report is made for each, and one that names none, as no
+        destination is to be told of a report that it never got (RES-34).
+    series_turn
+        Which of the rows of SeriesNumbers is free in the study (RES-14).
     """
 
     stack: Stack
@@ -87,7 +97,8 @@ class Composition:
     job_key: str
     revision: int
     made_at: datetime
-    predecessor: Predecessor | None = None
+    predecessors: tuple[Predecessor, ...] = ()
+    series_turn: int = 0
 
     def uid(self, *role: str) -> str:
         """The UID of one thing in these results, named by its role; the same whenever they are made again."""
@@ -116,3 +127,5 @@ class Composed:
     transfer_syntax_uid: str
     path: Path
     sha256: str
+    readback_s: float = 0.0
+    """How long it took to read it again and compare it with what it was made from."""

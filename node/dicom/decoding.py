@@ -96,10 +96,15 @@ def _name(header: InstanceHeader) -> str:
 
 @contextmanager
 def _decoding(header: InstanceHeader) -> Iterator[None]:
-    """Turn what the decoders raise into our own error; they raise almost anything on a broken frame."""
+    """Turn what the decoders raise into our own error; they raise almost anything on a broken frame.
+
+    What the machine says (no memory, an OSError with its number) is no word about the frame, and flies on.
+    """
     try:
         yield
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         syntax = header.transfer_syntax_uid
         raise Unsuitable("undecodable", f"{_name(header)} ({syntax}): {type(error).__name__}") from error
 

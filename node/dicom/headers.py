@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 import zlib
@@ -20,6 +21,7 @@ from pydicom.multival import MultiValue
 
 from node.dicom.diffusion import b_value, gradient
 from node.dicom.pixel_element import PixelElement, read_pixel_element
+from node.dicom.result_header import COPIED, encoded
 from node.domain.instance import MANUFACTURER, MODEL_NAME, FrameHeader, InstanceHeader, PatientIdentity
 from node.errors import CannotUnderstand
 
@@ -113,7 +115,7 @@ def _values_understood() -> Iterator[None]:
         raise CannotUnderstand(f"the header cannot be read ({type(error).__name__})") from error
     except (struct.error, zlib.error) as error:
         raise CannotUnderstand("the header is cut or garbled") from error
-    except (OverflowError, RecursionError, MemoryError) as error:
+    except (OverflowError, RecursionError) as error:
         raise CannotUnderstand(f"the header breaks a limit ({type(error).__name__})") from error
 
 
@@ -147,7 +149,7 @@ def _header(ds: Dataset, pixels: PixelElement) -> InstanceHeader:
         identity=PatientIdentity(
             _text(ds, "PatientID"),
             _text(ds, "IssuerOfPatientID"),
-            _text(ds, "PatientName"),
+            _person_name(ds, "PatientName"),
             _text(ds, "PatientBirthDate"),
         ),
         modality=modality,
@@ -181,6 +183,7 @@ def _header(ds: Dataset, pixels: PixelElement) -> InstanceHeader:
         images_in_acquisition=_int(ds, "ImagesInAcquisition"),
         is_mosaic=_is_mosaic(ds),
         own_result=_is_own_result(ds),
+        copied=_copied(ds),
         defects=(*pixels.defects, *_value_defects(ds, modality)),
         tags=_tags(ds),
     )
@@ -353,6 +356,12 @@ def _is_own_result(ds: Dataset) -> bool:
     )
 
 
+def _copied(ds: Dataset) -> dict[str, str]:
+    """A digest of each attribute that results copy (RES-31), by keyword; of a sequence too."""
+    values = {keyword: encoded(ds, keyword) for keyword in (*COPIED, "SpecificCharacterSet")}
+    return {name: hashlib.blake2b(value, digest_size=8).hexdigest() for name, value in values.items() if value}
+
+
 def _value_defects(ds: Dataset, modality: str) -> tuple[str, ...]:
     """What makes stored values mean something else than the rescale attributes say (ASM-43, ASM-45)."""
     defects = []
@@ -431,6 +440,11 @@ def _coded_tags(ds: Dataset) -> Mapping[str, str]:
 def _text(ds: Dataset, keyword: str) -> str:
     value = ds.get(keyword)
     return "" if value is None else _as_text(value)
+
+
+def _person_name(ds: Dataset, keyword: str) -> str:
+    """A name without the separators of components that are not there, which mean nothing (PS3.5 6.2.1.1)."""
+    return "=".join(group.rstrip("^ ") for group in _text(ds, keyword).split("="))
 
 
 def _as_text(value: Any) -> str:

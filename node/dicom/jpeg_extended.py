@@ -46,7 +46,9 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(kind))
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(JPEGExtended12Bit))))
     bits, sign = runner.bits_stored, runner.pixel_representation
-    image.SetPixelFormat(gdcm.PixelFormat(1, runner.bits_allocated, bits, bits - 1, sign))
+    # With 16 bits allocated GDCM asks its other decoders first, and libjpeg complains of each frame on standard error.
+    allocated = bits if (bits, sign) == (12, 0) else runner.bits_allocated
+    image.SetPixelFormat(gdcm.PixelFormat(1, allocated, bits, bits - 1, sign))
     # GDCM hands char* over as str.
     pixels = cast(bytes, image.GetBuffer().encode("utf-8", "surrogateescape"))
     if len(pixels) != runner.frame_length(unit="bytes"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -27,7 +28,11 @@ _RADIOLOGICAL = "IPL"
 """Axis codes in which every plane is shown: head up, patient's left on the viewer's right."""
 _PANEL_PX = 420
 _MARGIN_PX = 14
-_LEGEND_PX = 250
+_TITLE_PX = 26
+_LEAST_LINE_PX, _LARGEST_LINE_PX = 18, 28
+"""Height of a line of the legend."""
+_PAPER: Colour = (12, 14, 18)
+_INK: Colour = (235, 235, 235)
 _UNNAMED: tuple[Colour, ...] = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0))
 """For labels without a description."""
 
@@ -106,7 +111,7 @@ def organ_crop(
     mm_per_pixel = max(extent) / size_px
     shape = max(1, round(extent[0] / mm_per_pixel)), max(1, round(extent[1] / mm_per_pixel))
     pixels = _grey(image[rows, columns], grey, shape)
-    return Crop(_outlined(pixels, mask[rows, columns], colour), mm_per_pixel)
+    return Crop(outlined(pixels, mask[rows, columns], colour), mm_per_pixel)
 
 
 def overlay_png(
@@ -137,16 +142,16 @@ def overlay_png(
     grey = window(voxels, volume.modality)
     colours = _colours(label_map, segments, unreported)
     panels = [_panel(voxels, labels, spacing, axis, grey=grey, colours=colours) for axis in range(3)]
-    width = 3 * _PANEL_PX + 4 * _MARGIN_PX + _LEGEND_PX
-    sheet = Image.new("RGB", (width, _PANEL_PX + 2 * _MARGIN_PX + 26), (12, 14, 18))
+    legend = _legend(label_map, segments=segments, colours=colours, volumes_ml=volumes_ml or {})
+    width = 3 * _PANEL_PX + 5 * _MARGIN_PX + legend.width
+    sheet = Image.new("RGB", (width, _PANEL_PX + 2 * _MARGIN_PX + _TITLE_PX), _PAPER)
     draw = ImageDraw.Draw(sheet)
     for place, (title, panel) in enumerate(zip(("Axial", "Coronal", "Sagittal"), panels, strict=True)):
         left = _MARGIN_PX + place * (_PANEL_PX + _MARGIN_PX)
-        at = left + (_PANEL_PX - panel.width) // 2, _MARGIN_PX + 26 + (_PANEL_PX - panel.height) // 2
+        at = left + (_PANEL_PX - panel.width) // 2, _MARGIN_PX + _TITLE_PX + (_PANEL_PX - panel.height) // 2
         sheet.paste(panel, at)
-        draw.text((left, _MARGIN_PX - 2), title, fill=(235, 235, 235), font=ImageFont.load_default(18))
-    left = 3 * _PANEL_PX + 4 * _MARGIN_PX
-    _draw_legend(draw, left, label_map, segments=segments, colours=colours, volumes_ml=volumes_ml or {})
+        draw.text((left, _MARGIN_PX - 2), title, fill=_INK, font=ImageFont.load_default(18))
+    sheet.paste(legend, (3 * _PANEL_PX + 4 * _MARGIN_PX, _MARGIN_PX + _TITLE_PX))
     file = BytesIO()
     sheet.save(file, "PNG", optimize=True)
     return file.getvalue()
@@ -184,7 +189,7 @@ def _grey(image: NDArray[np.float32], grey: tuple[float, float], shape: tuple[in
     return np.repeat(np.asarray(drawn)[:, :, None], 3, axis=2)
 
 
-def _outlined(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colour) -> NDArray[np.uint8]:
+def outlined(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colour) -> NDArray[np.uint8]:
     """The picture with the border of a mask drawn over it, smooth at the edges."""
     shape = pixels.shape[1], pixels.shape[0]
     fine = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(shape, Image.Resampling.BILINEAR)) >= 128
@@ -231,27 +236,32 @@ def _panel(
     pixels = _grey(image, grey, shape)
     for label in np.unique(plane):
         if int(label) in colours:
-            pixels = _outlined(pixels, plane == label, colours[int(label)])
+            pixels = outlined(pixels, plane == label, colours[int(label)])
     return Image.fromarray(pixels)
 
 
-def _draw_legend(
-    draw: ImageDraw.ImageDraw,
-    left: int,
+def _legend(
     label_map: LabelMap,
     *,
     segments: Mapping[str, SegmentDescription],
     colours: Mapping[int, Colour],
     volumes_ml: Mapping[int, float],
-) -> None:
-    """Swatch, name and volume of every label."""
-    step = max(13, min(28, _PANEL_PX // max(1, len(colours))))
-    font = ImageFont.load_default(max(10, min(16, step - 6)))
-    for line, label in enumerate(colours):
-        name = label_map.names[label]
-        top = _MARGIN_PX + 26 + line * step
-        draw.rectangle((left, top, left + step - 8, top + step - 8), fill=colours[label])
-        text = segments[name].label if name in segments else name
-        if label in volumes_ml:
-            text += f"  {volumes_ml[label]:.1f} mL"
-        draw.text((left + step, top - 2), text, fill=(235, 235, 235), font=font)
+) -> Image.Image:
+    """Swatch, name and volume of every label: as high as a panel, in as many columns as that takes."""
+    line = max(_LEAST_LINE_PX, min(_LARGEST_LINE_PX, _PANEL_PX // max(1, len(colours))))
+    font = ImageFont.load_default(min(16, line - 5))
+    texts = {label: _legend_text(label_map.names[label], segments, volumes_ml.get(label)) for label in colours}
+    column = line + _MARGIN_PX + math.ceil(max((font.getlength(text) for text in texts.values()), default=0))
+    per_column = _PANEL_PX // line
+    drawn = Image.new("RGB", (max(1, column * math.ceil(len(texts) / per_column)), _PANEL_PX), _PAPER)
+    draw = ImageDraw.Draw(drawn)
+    for place, (label, text) in enumerate(texts.items()):
+        left, top = place // per_column * column, place % per_column * line
+        draw.rectangle((left, top, left + line - 8, top + line - 8), fill=colours[label])
+        draw.text((left + line, top - 2), text, fill=_INK, font=font)
+    return drawn
+
+
+def _legend_text(name: str, segments: Mapping[str, SegmentDescription], volume_ml: float | None) -> str:
+    label = segments[name].label if name in segments else name
+    return label if volume_ml is None else f"{label}  {volume_ml:.1f} mL"

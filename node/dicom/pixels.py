@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,9 @@ Frame = NDArray[np.float32]
 Progress = Callable[[float], None]
 
 
-def split_series(headers: Sequence[InstanceHeader], paths: Mapping[str, Path]) -> tuple[Stack | Unstackable, ...]:
+def split_series(
+    headers: Sequence[InstanceHeader], paths: Mapping[str, Path], unread: Collection[str] = ()
+) -> tuple[Stack | Unstackable, ...]:
     """`stack.split`, and once more with pixel digests where frames share a place and no attribute tells them apart.
 
     Only those frames are decoded; one that cannot be is like no other (ASM-23).
@@ -45,8 +47,10 @@ def split_series(headers: Sequence[InstanceHeader], paths: Mapping[str, Path]) -
     ----------
     paths
         By SOP Instance UID.
+    unread
+        SOP Instance UIDs of images of the series whose headers cannot be read.
     """
-    parts = split(headers)
+    parts = split(headers, unread=unread)
     doubtful = ambiguous_frames(parts)
     digests = {}
     for source in doubtful:
@@ -55,7 +59,7 @@ def split_series(headers: Sequence[InstanceHeader], paths: Mapping[str, Path]) -
         except Unsuitable:
             continue
         digests[source.sop_instance_uid, source.frame.number] = digest
-    return split(headers, digests) if digests else parts
+    return split(headers, digests, unread) if digests else parts
 
 
 @dataclass(frozen=True, eq=False)

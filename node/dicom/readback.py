@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import numpy as np
@@ -16,7 +17,7 @@ from node.dicom.seg import TRANSFER_SYNTAXES, plane_orientation, tracking
 from node.dicom.sr import rounded_ml
 from node.domain.findings import Finding, segment_numbers
 from node.domain.job import ObjectKind
-from node.domain.variants import sop_class_of
+from node.domain.variants import is_whole, seg_base, sop_class_of, sr_parts
 from node.errors import HilumError
 
 _POSITION_TOLERANCE_MM = 1e-3
@@ -24,6 +25,11 @@ _DIRECTION_TOLERANCE = 1e-6
 _COUNTING_ERROR = 1e-6
 """Relative; both sides add up the same voxels, in another order."""
 _MEASUREMENTS, _GROUP, _TRACKING_UID = "126010", "125007", "112040"
+_READERS: Mapping[str, Any] = {
+    "comprehensive3d": highdicom.sr.Comprehensive3DSR,
+    "comprehensive": highdicom.sr.ComprehensiveSR,
+    "enhanced": highdicom.sr.EnhancedSR,
+}
 _FINDING, _REFERENCED_SEGMENT, _VOLUME = "121071", "121191", "118565006"
 
 
@@ -45,8 +51,8 @@ def verify_seg(path: Path, c: Composition, variant: str) -> dict[int, float]:
     """
     seg = highdicom.seg.segread(path)
     _verify_identity(seg, c, ObjectKind.SEG, variant)
-    _same("SegmentationType", seg.SegmentationType, variant.upper())
-    _same("TransferSyntaxUID", seg.file_meta.TransferSyntaxUID, TRANSFER_SYNTAXES[variant])
+    _same("SegmentationType", seg.SegmentationType, seg_base(variant).upper())
+    _same("TransferSyntaxUID", seg.file_meta.TransferSyntaxUID, TRANSFER_SYNTAXES[seg_base(variant)])
     _same("FrameOfReferenceUID", seg.FrameOfReferenceUID, _frame_of_reference(c))
     _verify_references(seg.ReferencedSeriesSequence, c)
     _verify_segments(seg, c, variant)
@@ -69,12 +75,13 @@ def verify_sr(path: Path, c: Composition, variant: str, volumes_ml: Mapping[int,
     Mismatch
         Naming the attribute or organ that differs.
     """
-    report = dcmread(path)
+    sr_class, seg_variant, replaced = sr_parts(variant)
+    report = _READERS[sr_class].from_dataset(dcmread(path), copy=False)
     _verify_identity(report, c, ObjectKind.SR, variant)
     flags = report.CompletionFlag, report.VerificationFlag
     _same("CompletionFlag and VerificationFlag", flags, ("COMPLETE", "UNVERIFIED"))
-    seg_variant = variant.partition("-")[2]
     _verify_evidence(report, c, seg_variant)
+    _verify_predecessor(report, c, replaced)
     groups = {
         str(uid.UID): group
         for container in _items(report, _MEASUREMENTS)
@@ -84,6 +91,7 @@ def verify_sr(path: Path, c: Composition, variant: str, volumes_ml: Mapping[int,
     _same("tracking UIDs", set(groups), {tracking(c, finding)[1] for finding in c.findings.findings})
     for finding in c.findings.findings:
         _verify_group(groups[tracking(c, finding)[1]], c, finding, seg_variant, volumes_ml)
+    _verify_as_read(report.content, c, seg_variant)
 
 
 def verify_document(path: Path, c: Composition) -> None:
@@ -149,7 +157,7 @@ def _source_instances(c: Composition) -> set[tuple[str, str, str]]:
 def _verify_segments(seg: Dataset, c: Composition, variant: str) -> None:
     """Numbers, terms, tracking and place of the Background item."""
     items = list(seg.SegmentSequence)
-    if variant == "labelmap":
+    if seg_base(variant) == "labelmap":
         background = items.pop()
         _same("number of the last segment item", background.SegmentNumber, 0)
     _same("segment numbers", [item.SegmentNumber for item in items], [f.segment_number for f in c.findings.present])
@@ -211,9 +219,11 @@ def _verify_voxels(seg: highdicom.seg.Segmentation, c: Composition, variant: str
             if (plane, number) in seen:
                 raise Mismatch(f"plane {plane + 1} of segment {number} stands twice")
             seen.add((plane, number))
-            count = np.count_nonzero(pixels == number if variant == "labelmap" else pixels)
+            count = np.count_nonzero(pixels == number if seg_base(variant) == "labelmap" else pixels)
             volumes[number] += float(count) * extents[plane] * spacing[0] * spacing[1] / 1000.0
-    _same("the set of planes with voxels", seen, _planes_with_voxels(numbered, c))
+    _same("the set of planes", seen, _planes_to_be(numbered, c, variant))
+    if is_whole(variant) and seg_base(variant) == "labelmap":
+        _same("the number of frames", seg.NumberOfFrames, len(c.stack.frames))
     return volumes
 
 
@@ -246,7 +256,7 @@ def _verified_numbers(
     plane: int,
 ) -> list[int]:
     """The segment numbers in one frame, after its pixels were found to be those of the labels."""
-    if variant == "labelmap":
+    if seg_base(variant) == "labelmap":
         agree, numbers = np.array_equal(pixels, expected), [int(n) for n in np.unique(expected) if n]
     else:
         holder = group if "SegmentIdentificationSequence" in group else seg.SharedFunctionalGroupsSequence[0]
@@ -257,8 +267,11 @@ def _verified_numbers(
     return numbers
 
 
-def _planes_with_voxels(numbered: NDArray[np.uint8], c: Composition) -> set[tuple[int, int]]:
-    """Every plane and segment number that must have a frame."""
+def _planes_to_be(numbered: NDArray[np.uint8], c: Composition, variant: str) -> set[tuple[int, int]]:
+    """Every plane and segment number that must have a frame; in a whole BINARY, each plane of each segment."""
+    if is_whole(variant) and seg_base(variant) == "binary":
+        numbers = [finding.segment_number or 0 for finding in c.findings.present]
+        return {(plane, number) for plane in range(len(c.stack.frames)) for number in numbers}
     return {
         (plane, int(number))
         for plane, labels in enumerate(c.labels.labels)
@@ -301,6 +314,47 @@ def _verify_group(
         counted = volumes_ml[finding.segment_number]
         if abs(counted - finding.volume_ml) > _COUNTING_ERROR * counted:
             raise Mismatch(f"volume of {name} is not what the SEG holds")
+
+
+def _verify_predecessor(report: Dataset, c: Composition, replaced: str) -> None:
+    """The one report that is replaced, or none."""
+    expected = {
+        (one.series_instance_uid, one.sr_sop_class_uid, one.sr_sop_instance_uid)
+        for one in c.predecessors
+        if one.sr_sop_instance_uid == replaced
+    }
+    found: set[tuple[str, str, str]] = set()
+    for study in report.get("PredecessorDocumentsSequence") or []:
+        found |= _instances(study.ReferencedSeriesSequence, "ReferencedSOPSequence")
+    _same("PredecessorDocumentsSequence", found, expected)
+
+
+def _verify_as_read(content: highdicom.sr.MeasurementReport, c: Composition, seg_variant: str) -> None:
+    """The same groups as highdicom's own reading of TID 1500 finds them: another reader's eyes, not our own."""
+    groups = [*content.get_volumetric_roi_measurement_groups(), *content.get_image_measurement_groups()]
+    read = {str(group.tracking_uid): _as_read(group) for group in groups}
+    seg_uid = c.uid(ObjectKind.SEG, seg_variant)
+    expected = {
+        tracking(c, finding)[1]: (
+            finding.segment.type.value,
+            [] if finding.volume_ml is None else [("118565006", rounded_ml(finding.volume_ml), "cm3")],
+            [(seg_uid, [finding.segment_number])] if finding.segment_number else [],
+        )
+        for finding in c.findings.findings
+    }
+    _same("report as highdicom reads it", read, expected)
+
+
+def _as_read(group: Any) -> tuple[object, ...]:
+    """Finding, measurements and segment of a group."""
+    segment = getattr(group, "referenced_segment", None)
+    return (
+        str(group.finding_type.value),
+        [(str(one.name.value), float(one.value), str(one.unit.value)) for one in group.get_measurements()],
+        []
+        if segment is None
+        else [(str(segment.referenced_sop_instance_uid), list(segment.referenced_segment_numbers))],
+    )
 
 
 def _items(container: Dataset, concept: str) -> list[Dataset]:

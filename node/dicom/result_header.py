@@ -18,11 +18,12 @@ from pydicom.sr.coding import Code as PydicomCode
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
-from node.dicom.composition import Composition
+from node.dicom.composition import Composition, ResultStyle
 from node.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.domain.instance import MANUFACTURER, MODEL_NAME
 from node.domain.job import ObjectKind
 from node.domain.segments import Code
+from node.domain.stack import Stack
 from node.errors import Unsuitable
 
 _PATIENT = (
@@ -144,15 +145,22 @@ def copy_verbatim(sources: Sequence[Dataset], result: Dataset, keywords: Iterabl
 
 
 def series_number(c: Composition, kind: ObjectKind) -> int:
-    """Base plus the source's number, in a range of its own for each kind; different sources never collide (RES-14)."""
-    source = c.stack.frames[0].header.series_number
-    offset = _KINDS.index(kind)
-    if source is None or source < 1 or source > (_LONGEST_IS - c.style.series_number_base) // 4:
-        source = 1 + int(c.stack.volume_id[:8], 16) % (_SERIES_STEP - 1)
-    if source < _SERIES_STEP:
-        return c.style.series_number_base + offset * _SERIES_STEP + source
-    beyond = len(_KINDS) * _SERIES_STEP + len(_KINDS) * (source - _SERIES_STEP)
-    return c.style.series_number_base + beyond + offset
+    """The SeriesNumber of one kind of these results (RES-14)."""
+    return numbers_in_turn(c.stack, c.style, c.series_turn)[_KINDS.index(kind)]
+
+
+def numbers_in_turn(stack: Stack, style: ResultStyle, turn: int) -> tuple[int, ...]:
+    """Numbers for SEG, SR and PDF: base plus the source's number, in a range of its own for each kind (RES-14).
+
+    Sources with different numbers never collide in their first turn. Where a result of the study has one of these
+    numbers already (two models or two stacks of one series, two series of one number) the next turn is taken.
+    """
+    source, base = stack.frames[0].header.series_number, style.series_number_base
+    if source is None or source < 1 or source > (_LONGEST_IS - base) // 4 - _SERIES_STEP:
+        source = 1 + int(stack.volume_id[:8], 16) % (_SERIES_STEP - 1)
+    kinds = len(_KINDS)
+    first = [n * _SERIES_STEP + source if source < _SERIES_STEP else kinds * source + n for n in range(kinds)]
+    return tuple(base + number + turn * kinds * _SERIES_STEP for number in first)
 
 
 def series_description(c: Composition, kind: ObjectKind) -> str:
@@ -248,7 +256,7 @@ def _algorithm(c: Composition) -> Dataset:
 
 def _add_times(result: Dataset, c: Composition) -> None:
     """Generated times, in the zone that the result states; a zone is added only where the site configured one."""
-    offset = agreed_text(c.sources, "TimezoneOffsetFromUTC") or c.style.timezone
+    offset = agreed_text(c.sources, "TimezoneOffsetFromUTC") or c.style.utc_offset(c.made_at)
     local = c.made_at.astimezone(_zone(offset))
     if offset:
         result.TimezoneOffsetFromUTC = offset
@@ -272,14 +280,21 @@ def _agreed(sources: Sequence[Dataset], keyword: str) -> bool:
 
 
 def encoded(source: Dataset, keyword: str) -> bytes:
-    """The value as it stands or would stand in the file, without padding; empty where it is absent."""
+    """The value as it stands or would stand in the file, without padding; empty where it is absent.
+
+    Of a name, without the separators of components that are not there, which mean nothing (PS3.5 6.2.1.1).
+    """
     tag = Tag(cast(int, tag_for_keyword(keyword)))
     if tag not in source:
         return b""
     element = source.get_item(tag)
     if isinstance(element, RawDataElement) and dictionary_VR(tag) != "SQ":
-        return (element.value or b"").rstrip(b" \0")
-    return _write(_decoded(element, source), source).rstrip(b" \0")
+        value = element.value or b""
+    else:
+        value = _write(_decoded(element, source), source)
+    if dictionary_VR(tag) == "PN":
+        return b"=".join(group.rstrip(b" ^\0") for group in value.split(b"="))
+    return value.rstrip(b" \0")
 
 
 def _encodings(source: Dataset) -> str | list[str]:

@@ -54,6 +54,7 @@ from node.dicom.upper_layer import (
     accept,
     decode_request,
 )
+from node.domain.admission import peer_lines
 from node.domain.instance import Sender
 from node.domain.series import ArrivingSeries
 
@@ -467,8 +468,7 @@ class Scp:
         address = str(connection.address)
         facts = {"calling_ae_title": calling, "called_ae_title": called, "address": address, "reason": str(reason)}
         if reason is Refusal.PEER and calling:
-            # What a person may add to the settings, if this one is to be let in.
-            facts["line"] = f'[[peer]] name = "{calling}" ae_title = "{calling}" addresses = ["{address}"]'
+            facts["line"] = peer_lines(calling, address)
         _log.warning("association_refused", extra=facts)
         self._observer(AssociationRefused(calling, called, address, reason))
 

@@ -32,7 +32,7 @@ from node.domain.instance import SourceFrame
 from node.domain.job import ObjectKind
 from node.domain.planes import Lattice, StackGeometry
 from node.domain.segments import Code
-from node.domain.variants import SEG_CLASSES
+from node.domain.variants import is_whole, seg_base, sop_class_of
 
 TRANSFER_SYNTAXES: Mapping[str, str] = MappingProxyType(
     {"binary": str(ExplicitVRLittleEndian), "labelmap": str(RLELossless)}
@@ -51,12 +51,12 @@ def build_seg(c: Composition, variant: str) -> Dataset:
     """A SEG on the source frames, with one segment for each finding that has voxels.
 
     Every frame keeps the plane position of its source frame and names it, so that oblique, sheared and uneven stacks
-    lie exactly where the images lie (RES-3). Frames without a voxel are left out.
+    lie exactly where the images lie (RES-3).
 
     Parameters
     ----------
     variant
-        `binary` or `labelmap`.
+        `binary` or `labelmap`; with `-whole`, frames without a voxel are kept (RES-4).
 
     Raises
     ------
@@ -65,16 +65,18 @@ def build_seg(c: Composition, variant: str) -> Dataset:
     """
     if not c.findings.present:
         raise ValueError("no segment has a voxel; an empty SEG is never written")
-    header = start_result(c, ObjectKind.SEG, variant, SEG_CLASSES[variant], TRANSFER_SYNTAXES[variant])
+    header = start_result(
+        c, ObjectKind.SEG, variant, sop_class_of(ObjectKind.SEG, variant), TRANSFER_SYNTAXES[seg_base(variant)]
+    )
     pixels = segment_numbers(c.findings)[c.labels.labels]
     result = _highdicom_seg(c, variant, pixels, header)
     _take_over(header, result)
-    if variant == "labelmap":
+    if seg_base(variant) == "labelmap":
         _compress(result)
     _add_content(result, c)
     _refer_to_sources(result, c)
     _set_dimensions(result, c, variant, pixels)
-    if variant == "labelmap":
+    if seg_base(variant) == "labelmap":
         _put_background_last(result)
     return result
 
@@ -102,7 +104,8 @@ def _highdicom_seg(c: Composition, variant: str, pixels: NDArray[np.uint8], head
         return Segmentation(
             source_images=_stand_ins(c),
             pixel_array=pixels,
-            segmentation_type=variant.upper(),
+            segmentation_type=seg_base(variant).upper(),
+            omit_empty_frames=not is_whole(variant),
             segment_descriptions=[_description(c, finding) for finding in c.findings.present],
             series_instance_uid=header.SeriesInstanceUID,
             series_number=header.SeriesNumber,
@@ -215,8 +218,8 @@ def _compress(result: Dataset) -> None:
 def _add_content(result: Dataset, c: Composition) -> None:
     """Description, and the attributes of series and image that follow the source."""
     made = c.findings.provenance
-    revision = f", revision {c.revision}" if c.revision > 1 or c.predecessor else ""
-    replaces = ", replaces an earlier result" if c.predecessor else ""
+    revision = f", revision {c.revision}" if c.revision > 1 or c.predecessors else ""
+    replaces = ", replaces an earlier result" if c.predecessors else ""
     result.ContentDescription = f"{made.model_name[:20]} {made.model_version[:8]}{revision}{replaces}"[:64]
     result.ContentCreatorName = None
     result.BurnedInAnnotation = "NO"
@@ -254,8 +257,8 @@ def _set_dimensions(result: Dataset, c: Composition, variant: str, pixels: NDArr
     result.DimensionOrganizationSequence[0].DimensionOrganizationUID = uid
     for item in result.DimensionIndexSequence:
         item.DimensionOrganizationUID = uid
-    consecutive = bool((np.diff(np.flatnonzero(pixels.any(axis=(1, 2)))) == 1).all())
-    one_stack = variant == "labelmap" or len(c.findings.present) == 1
+    consecutive = is_whole(variant) or bool((np.diff(np.flatnonzero(pixels.any(axis=(1, 2)))) == 1).all())
+    one_stack = seg_base(variant) == "labelmap" or len(c.findings.present) == 1
     if not (one_stack and consecutive and c.stack.geometry.lattice is Lattice.REGULAR):
         result.pop("DimensionOrganizationType", None)
 

@@ -15,7 +15,7 @@ from node.dicom.seg import tracking
 from node.domain.findings import Finding, Outcome
 from node.domain.job import ObjectKind
 from node.domain.segments import SegmentDescription
-from node.domain.variants import NO_SEG, SEG_CLASSES, SR_CLASSES
+from node.domain.variants import NO_SEG, SR_CLASSES, sop_class_of, sr_variant
 
 RESEARCH_LINE = "For research use only. Not for clinical use."
 """The line that every page and report of research use bears (RES-13)."""
@@ -62,7 +62,9 @@ def report_content(c: Composition, seg_variant: str) -> Dataset:
     return root
 
 
-def build_sr(c: Composition, form: str, seg_variant: str, content: Dataset) -> Dataset:
+def build_sr(
+    c: Composition, form: str, seg_variant: str, content: Dataset, earlier: Predecessor | None = None
+) -> Dataset:
     """A report of one SR class around a content tree.
 
     Parameters
@@ -71,9 +73,12 @@ def build_sr(c: Composition, form: str, seg_variant: str, content: Dataset) -> D
         `comprehensive3d`, `comprehensive` or `enhanced`.
     content
         From `report_content` with the same `seg_variant`; shared between the classes, never changed.
+    earlier
+        The report that this one replaces.
     """
     syntax = str(ExplicitVRLittleEndian)
-    result = start_result(c, ObjectKind.SR, f"{form}-{seg_variant}", SR_CLASSES[form], syntax)
+    variant = sr_variant(form, seg_variant, earlier.sr_sop_instance_uid if earlier else "")
+    result = start_result(c, ObjectKind.SR, variant, SR_CLASSES[form], syntax)
     result.Modality = "SR"
     result.CompletionFlag, result.VerificationFlag = "COMPLETE", "UNVERIFIED"
     if c.style.preliminary:
@@ -82,8 +87,8 @@ def build_sr(c: Composition, form: str, seg_variant: str, content: Dataset) -> D
     result.PerformedProcedureCodeSequence = []
     result.CurrentRequestedProcedureEvidenceSequence = [_evidence(c, seg_variant)]
     _add_request(result, c)
-    if c.predecessor is not None:
-        result.PredecessorDocumentsSequence = [_predecessor(c.predecessor)]
+    if earlier is not None:
+        result.PredecessorDocumentsSequence = [_predecessor(earlier)]
     for element in content:
         result[element.tag] = element
     return result
@@ -184,7 +189,7 @@ def _referenced_segment(c: Composition, number: int, seg_variant: str) -> sr.Ref
     """The segment of the SEG that the destination stores (RES-7, RES-8)."""
     series = c.stack.frames[0].header.series_instance_uid
     return sr.ReferencedSegment(
-        sop_class_uid=SEG_CLASSES[seg_variant],
+        sop_class_uid=sop_class_of(ObjectKind.SEG, seg_variant),
         sop_instance_uid=c.uid(ObjectKind.SEG, seg_variant),
         segment_number=number,
         source_series=sr.SourceSeriesForSegmentation(series),
@@ -208,7 +213,7 @@ def _evidence(c: Composition, seg_variant: str) -> Dataset:
         item.ReferencedSeriesSequence.append(renamed)
     if seg_variant != NO_SEG:
         seg, series = Dataset(), Dataset()
-        seg.ReferencedSOPClassUID = SEG_CLASSES[seg_variant]
+        seg.ReferencedSOPClassUID = sop_class_of(ObjectKind.SEG, seg_variant)
         seg.ReferencedSOPInstanceUID = c.uid(ObjectKind.SEG, seg_variant)
         series.SeriesInstanceUID, series.ReferencedSOPSequence = c.uid("series", ObjectKind.SEG), [seg]
         item.ReferencedSeriesSequence.append(series)

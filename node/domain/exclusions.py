@@ -23,6 +23,13 @@ _NOT_HU = frozenset(
     }
 )
 """Multi-energy images whose values are no Hounsfield units (PS3.3 C.8.15.3.8.2, and makers' words)."""
+LEAVES_GAP = frozenset(
+    {
+        *("pixel_length", "frame_count", "bits", "no_pixel_data", "too_large", "transfer_syntax", "float_pixels"),
+        *("modality_lut", "no_rescale", "photometric"),
+    }
+)
+"""Reasons that keep a slice out of its scan although it is one of it: the scan lacks it (ASM-4, ASM-40)."""
 _LOCALIZER_WORDS = re.compile(r"\b(3[- ]?plane|locali[sz]ers?|scout|topograms?|scanograms?|surview|survey)\b", re.I)
 
 
@@ -33,6 +40,11 @@ class Exclusion:
     reason: str
     detail: str
     quarantined: bool = False
+
+
+def is_image(sop_class_uid: str) -> bool:
+    """Whether an object of this class may be a slice of a scan."""
+    return sop_class_uid in CT_CLASSES | MR_CLASSES
 
 
 def exclusion(source: SourceFrame) -> Exclusion | None:
@@ -85,6 +97,8 @@ def _by_values(source: SourceFrame) -> Exclusion | None:
         word, _, detail = defect.partition(": ")
         doubtful = word in ("pixel_length", "frame_count", "bits", "no_pixel_data", "too_large")
         return Exclusion(word, detail or word, quarantined=doubtful)
+    if not header.rows or not header.columns:
+        return Exclusion("no_pixel_data", "an image without Rows or Columns", quarantined=True)
     if header.samples_per_pixel != 1:
         return Exclusion("colour", f"{header.samples_per_pixel} samples per pixel")
     monochrome = ("MONOCHROME2",) if header.modality == "CT" else ("MONOCHROME1", "MONOCHROME2")

@@ -86,9 +86,12 @@ class InstanceJournal(Protocol):
     def commit(self, instance: ReceivedInstance) -> CommitOutcome:
         """Return once the row is durable; many callers share one commit.
 
-        A refusal or any other exception means that there is no row. The station compares bytes with `known` first; the
-        outcome DUPLICATE_SAME is for two copies that arrive at the same moment.
+        A refusal or any other exception means that there is no row. DUPLICATE_SAME says that length and checksum are
+        known; the station then compares the bytes with those of `known`.
         """
+
+    def restore(self, instance: ReceivedInstance) -> None:
+        """Keep these bytes in place of the same ones, whose file is damaged or lost."""
 
     def known(self, sop_instance_uid: str) -> tuple[KnownInstance, ...]:
         """Return the instances of this UID whose bytes are still kept, the newest first."""
@@ -195,6 +198,8 @@ class InstanceHeader:
     """Written by this product (NET-36): equipment, implementation or contributing equipment says so."""
     defects: tuple[str, ...] = ()
     """What is wrong with pixel data or attributes, each a word of a closed set with its detail after a colon."""
+    copied: dict[str, str] = field(default_factory=dict, hash=False)
+    """Digests, by DICOM keyword, of what results copy from every slice: compared, never shown (RES-31)."""
     tags: dict[str, str] = field(default_factory=dict, hash=False)
     """Values by DICOM keyword that configured rules may ask for, as text; never patient identity."""
 

@@ -157,10 +157,14 @@ class Destination:
     calling_ae_title: str
     seg: str = "auto"
     """`binary`, `labelmap`, or `auto`: LABELMAP where rows * columns % 8 != 0 and it is taken, else BINARY (RES-2)."""
+    empty_frames: bool = False
+    """Keep frames without a voxel in segmentations, for viewers that need one for each image (RES-4)."""
     sr: bool = True
     pdf: bool = True
     retry: RetryPolicy = RetryPolicy()
     network_timeout_s: float = 30.0
+    dicomweb_url: str = ""
+    """Base of its DICOMweb services, where the self-test reads results back."""
 
 
 @dataclass(frozen=True)

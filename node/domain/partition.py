@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from node.domain.instance import SourceFrame
-from node.domain.planes import SAME_POSITION_MM, axes_of, positions_of
+from node.domain.planes import SAME_POSITION_MM, axes_of, orientation_fault, positions_of
 
 _ORIENTATION_OFF = 1e-3
 _SPACING_OFF = 1e-3
@@ -138,6 +138,21 @@ def position_numbers(frames: Sequence[SourceFrame]) -> list[int]:
     numbers = np.empty(len(frames), dtype=np.int64)
     numbers[order] = np.concatenate(([0], np.cumsum(steps)))
     return [int(n) for n in numbers]
+
+
+def is_slice_of(source: SourceFrame, frames: Sequence[SourceFrame]) -> bool:
+    """Whether a frame that cannot be used would be one of these: it has their hard keys, and a place of its own.
+
+    Of one that does not say where it lies, whether nothing that it does say speaks against it.
+    """
+    first, frame = frames[0], source.frame
+    if frame.position_mm is None or frame.pixel_spacing_mm is None or orientation_fault(frame):
+        mine, theirs = _exact(source), _exact(first)
+        return all(mine[name] in ("", "0", theirs[name]) for name in mine if name != "ImageType")
+    if len(hard_parts((first, source))) > 1:
+        return False
+    *taken, place = position_numbers((*frames, source))
+    return place not in taken
 
 
 def separate(part: Part) -> tuple[Part, ...] | None:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 NOT_A_SCAN: Mapping[str, str] = MappingProxyType(
     {
         "class_not_processed": "stored as it is: its SOP class is never segmented",
+        "set_aside": "an operator accepted another patient or study for its series",
         "own_result": "one of our own results, sent back to us",
         "sop_class": "an image class that is never segmented",
         "modality": "the Modality does not fit the SOP class, or the model",
@@ -51,7 +52,7 @@ GEOMETRY: Mapping[str, str] = MappingProxyType(
         "no_pixel_spacing": "no PixelSpacing",
         "bad_orientation": "direction cosines that are missing or cannot be mended",
         "single_slice": "one plane is no volume",
-        "missing_slices": "slices are missing; the detail names where",
+        "missing_slices": "slices are missing, or came and cannot be used; the detail names them",
         "irregular_spacing": "planes that do not lie in a row",
         "ambiguous": "several frames in one place, and no attribute tells them apart",
     }
@@ -73,6 +74,7 @@ DOUBT: Mapping[str, str] = MappingProxyType(
 ROUTING: Mapping[str, str] = MappingProxyType(
     {
         "no_rule": "no rule's conditions hold; `hilum explain` shows each",
+        "senders_disagree": "the slices came from several peers, and no rule holds for each of them",
         "no_model": "the rule names a model that is not installed",
         "selftest_only": "the model is for the self-test's patient alone",
         "too_few_slices": "fewer slices than the model wants",

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from node.domain.exclusions import Exclusion, exclusion
+from node.domain.exclusions import LEAVES_GAP, Exclusion, exclusion
 from node.domain.instance import InstanceHeader, SourceFrame
-from node.domain.partition import Part, condition_text, hard_parts, position_numbers, separate
-from node.domain.planes import Lattice, Misfit, StackGeometry, judge
+from node.domain.partition import Part, condition_text, hard_parts, is_slice_of, position_numbers, separate
+from node.domain.planes import Lattice, Misfit, Planes, StackGeometry, judge
 
 __all__ = [
+    "MISSING_SLICES",
     "Dropped",
     "FrameLabels",
     "Lattice",
@@ -31,6 +32,10 @@ __all__ = [
     "split",
     "volume_id",
 ]
+
+MISSING_SLICES = "missing_slices"
+"""Reason of a scan that lacks slices: they never came, or came and cannot be used. A rule may take it all the same."""
+_TOLD = 5
 
 PixelDigests = Mapping[tuple[str, int], str]
 """(SOP Instance UID, frame number) to a digest of the decoded pixels; frames that are not in it are like no other."""
@@ -72,6 +77,7 @@ class Unstackable:
     keys: Mapping[str, str]
     quarantined: bool = False
     """Content in doubt, rather than not of use."""
+    dropped: tuple[Dropped, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +97,7 @@ class FrameLabels:
 
 
 def split(
-    headers: Sequence[InstanceHeader], pixel_digests: PixelDigests | None = None
+    headers: Sequence[InstanceHeader], pixel_digests: PixelDigests | None = None, unread: Collection[str] = ()
 ) -> tuple[Stack | Unstackable, ...]:
     """Split a series into scans (ASM-11 to ASM-36, ASM-40 to ASM-45, ASM-52).
 
@@ -105,6 +111,8 @@ def split(
         All instances of one series, in any order.
     pixel_digests
         Of the frames that a first call without it called ambiguous.
+    unread
+        SOP Instance UIDs of images of the series whose headers cannot be read: every scan may lack them (ASM-4).
     """
     ordered = sorted(headers, key=lambda header: (header.sop_instance_uid, repr(header)))
     frames = [SourceFrame(header, frame) for header in ordered for frame in header.frames]
@@ -118,8 +126,15 @@ def split(
             useful.append(source)
         else:
             useless[found].append(source)
+    lost = [
+        (why, source)
+        for why in sorted(useless, key=lambda why: (why.reason, why.detail))
+        for source in useless[why]
+        # Of a page of text that says no place, and no doubt is about, nobody misses a slice.
+        if why.reason in LEAVES_GAP and (why.quarantined or source.frame.position_mm is not None)
+    ]
     parts: list[Stack | Unstackable] = [
-        part for hard in hard_parts(useful) for part in _scans(hard, pixel_digests or {})
+        _lacking(part, lost, unread) for hard in hard_parts(useful) for part in _scans(hard, pixel_digests or {})
     ]
     parts += [
         Unstackable(tuple(useless[why]), why.reason, why.detail, {}, why.quarantined)
@@ -131,7 +146,9 @@ def split(
 def largest_block(part: Unstackable) -> Stack | Unstackable:
     """The longest run of slices without a gap, for rules that take it (ASM-4); the frames outside it are dropped."""
     found = judge(part.frames)
-    if not isinstance(found, Misfit) or not found.gaps:
+    if isinstance(found, Planes):
+        return across_gaps(part)  # what is missing lies at an end
+    if not found.gaps:
         return part
     ends = [-1, *(gap.after for gap in found.gaps), len(found.order) - 1]
     runs = [found.order[first + 1 : last + 1] for first, last in pairwise(ends)]
@@ -143,13 +160,40 @@ def largest_block(part: Unstackable) -> Stack | Unstackable:
     dropped = tuple(
         Dropped(source.sop_instance_uid, source.frame.number, "outside_largest_block") for source in outside
     )
-    return replace(block, dropped=dropped, flags=(*block.flags, "partial"))
+    return replace(block, dropped=(*part.dropped, *dropped), flags=(*block.flags, "partial"))
 
 
 def across_gaps(part: Unstackable) -> Stack | Unstackable:
     """The scan as if nothing were missing, for rules that take it (ASM-4): uneven, and flagged as partial."""
     found = _stack(Part(part.frames, part.keys), bear_gaps=True)
-    return replace(found, flags=(*found.flags, "partial")) if isinstance(found, Stack) else part
+    if isinstance(found, Unstackable):
+        return part
+    return replace(found, flags=(*found.flags, "partial"), dropped=part.dropped)
+
+
+def _lacking(
+    part: Stack | Unstackable, lost: Sequence[tuple[Exclusion, SourceFrame]], unread: Collection[str]
+) -> Stack | Unstackable:
+    """A scan is gapped too where slices of it came that cannot be used, although what is left looks whole (ASM-40)."""
+    if isinstance(part, Unstackable) and part.reason != MISSING_SLICES:
+        return part
+    told = [
+        f"instance {_number(source)} ({why.reason}: {why.detail})"
+        for why, source in lost
+        if is_slice_of(source, part.frames)
+    ]
+    told += [f"object {uid} (its header cannot be read)" for uid in sorted(unread)]
+    if not told:
+        return part
+    more = f" and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+    detail = f"{len(told)} received, but not usable: {', '.join(told[:_TOLD])}{more}"
+    before = f"{part.detail}; " if isinstance(part, Unstackable) else ""
+    return Unstackable(part.frames, MISSING_SLICES, before + detail, part.keys, dropped=part.dropped)
+
+
+def _number(source: SourceFrame) -> str:
+    number = source.header.instance_number
+    return f"{source.sop_instance_uid} without number" if number is None else str(number)
 
 
 def ambiguous_frames(parts: Sequence[Stack | Unstackable]) -> tuple[SourceFrame, ...]:
@@ -194,12 +238,8 @@ def _scans(hard: Part, digests: PixelDigests) -> Iterator[Stack | Unstackable]:
         return
     for part in separated:
         mine = [double for source in part.frames for double in doubles.get(_name(source), ())]
-        found = _stack(part)
-        if isinstance(found, Unstackable):
-            yield replace(found, frames=(*found.frames, *mine))
-            continue
         dropped = tuple(Dropped(double.sop_instance_uid, double.frame.number, "duplicate_position") for double in mine)
-        yield replace(found, dropped=dropped)
+        yield replace(_stack(part), dropped=dropped)
 
 
 def _name(source: SourceFrame) -> tuple[str, int]:
@@ -234,8 +274,27 @@ def _stack(part: Part, bear_gaps: bool = False) -> Stack | Unstackable:
     frames = tuple(part.frames[n] for n in planes.order)
     if isinstance(planes, Misfit):
         return Unstackable(frames, planes.reason, planes.detail, part.keys)
+    conflict = _conflict(frames)
+    if conflict:
+        return Unstackable(frames, "conflicting_headers", conflict, part.keys, quarantined=True)
     flags = (*planes.flags, *(["lossy"] if any(source.header.lossy for source in frames) else []))
     return Stack(frames, planes.geometry, volume_id(frames), part.keys, flags)
+
+
+def _conflict(frames: Sequence[SourceFrame]) -> str:
+    """Which slices differ from the others in what a result must copy from all of them, without a value (RES-31)."""
+    sources = list({source.sop_instance_uid: source for source in frames}.values())
+    if all(source.header.copied == sources[0].header.copied for source in sources):
+        return ""
+    told = []
+    for keyword in sorted({name for source in sources for name in source.header.copied}):
+        values = [source.header.copied.get(keyword, "") for source in sources]
+        ((usual, _),) = Counter(values).most_common(1)
+        odd = [_number(source) for source, value in zip(sources, values, strict=True) if value != usual]
+        if odd:
+            more = f" and {len(odd) - _TOLD} more" if len(odd) > _TOLD else ""
+            told.append(f"{keyword}: instance {', '.join(odd[:_TOLD])}{more}")
+    return f"slices differ from the others in {'; '.join(told)}"
 
 
 def volume_id(frames: Sequence[SourceFrame]) -> str:

@@ -22,9 +22,35 @@ PDF_CLASS = "1.2.840.10008.5.1.4.1.1.104.1"
 """Encapsulated PDF Storage."""
 NO_SEG = "none"
 """Second half of the name of a report that refers to no SEG."""
+_AFTER = "-after-"
+"""Stands in the name of a report before the UID of the one that it replaces."""
+_WHOLE = "-whole"
+"""End of the name of a SEG that keeps its empty frames."""
 
 
-def seg_order(preference: str, pixels: int) -> tuple[str, ...]:
+def sr_variant(sr_class: str, seg_form: str, replaced: str = "") -> str:
+    """The name of a report of one class, beside one form of SEG, that replaces a report of this UID, or none."""
+    return f"{sr_class}-{seg_form}" + (f"{_AFTER}{replaced}" if replaced else "")
+
+
+def sr_parts(variant: str) -> tuple[str, str, str]:
+    """Class, form of SEG and UID of the replaced report, which may be empty, of a report's name."""
+    name, _, replaced = variant.partition(_AFTER)
+    sr_class, _, seg_form = name.partition("-")
+    return sr_class, seg_form, replaced
+
+
+def seg_base(variant: str) -> str:
+    """`binary` or `labelmap`, of a form of SEG."""
+    return variant.removesuffix(_WHOLE)
+
+
+def is_whole(variant: str) -> bool:
+    """Whether a form of SEG has a frame for each plane of the source, empty ones too (RES-4)."""
+    return variant.endswith(_WHOLE)
+
+
+def seg_order(preference: str, pixels: int, *, empty_frames: bool = False) -> tuple[str, ...]:
     """The forms of a SEG that a destination may be given, best first (RES-2).
 
     BINARY frames are bits without padding, so where the pixels of a frame are not a multiple of 8, frames begin inside
@@ -36,28 +62,38 @@ def seg_order(preference: str, pixels: int) -> tuple[str, ...]:
         `Destination.seg`.
     pixels
         Rows times columns.
+    empty_frames
+        `Destination.empty_frames`.
     """
     if preference == "binary":
-        return ("binary",)
-    if preference == "labelmap" or pixels % 8 != 0:
-        return ("labelmap", "binary")
-    return ("binary", "labelmap")
+        order: tuple[str, ...] = ("binary",)
+    elif preference == "labelmap" or pixels % 8 != 0:
+        order = ("labelmap", "binary")
+    else:
+        order = ("binary", "labelmap")
+    return tuple(form + _WHOLE for form in order) if empty_frames else order
+
+
+def often_misread(variant: str, pixels: int) -> bool:
+    """Whether common viewers show this form of SEG garbled at this image size (RES-2)."""
+    return seg_base(variant) == "binary" and pixels % 8 != 0
 
 
 def needed_segs(destinations: Iterable[Destination], pixels: int) -> frozenset[str]:
     """The forms of a SEG to compose so that each destination can be given its best, or failing that BINARY."""
-    forms = {"binary"}
+    forms: set[str] = set()
     for destination in destinations:
-        forms.add(seg_order(destination.seg, pixels)[0])
-    return frozenset(forms)
+        order = seg_order(destination.seg, pixels, empty_frames=destination.empty_frames)
+        forms |= {order[0], *(form for form in order if seg_base(form) == "binary")}
+    return frozenset(forms or {"binary"})
 
 
 def sop_class_of(kind: ObjectKind, variant: str) -> str:
     """SOP Class UID of a variant of a result."""
     if kind is ObjectKind.SEG:
-        return SEG_CLASSES[variant]
+        return SEG_CLASSES[seg_base(variant)]
     if kind is ObjectKind.SR:
-        return SR_CLASSES[variant.partition("-")[0]]
+        return SR_CLASSES[sr_parts(variant)[0]]
     return PDF_CLASS
 
 
@@ -75,6 +111,9 @@ def choose_variant(  # noqa: PLR0917
     seg_preference: str,
     pixels: int,
     sent_seg_variant: str | None,
+    replaced_report: str = "",
+    *,
+    empty_frames: bool = False,
 ) -> str:
     """The variant to send.
 
@@ -90,13 +129,25 @@ def choose_variant(  # noqa: PLR0917
         Rows times columns of a frame.
     sent_seg_variant
         The form of the SEG that this destination has stored; None where it was sent none.
+    replaced_report
+        UID of the report of an earlier revision that this destination has stored; empty: none. The new
+        report names that one, or none (RES-34).
 
     Raises
     ------
     PermanentlyRefused
         Where the peer takes none of the variants that it may be given.
     """
-    wanted = [variant for variant in _in_order(kind, seg_preference, pixels, sent_seg_variant) if variant in available]
+    if kind is ObjectKind.SEG:
+        # The other frames are the last resort: the site may have changed its mind since the SEG was composed.
+        order = tuple(
+            form
+            for whole in (empty_frames, not empty_frames)
+            for form in seg_order(seg_preference, pixels, empty_frames=whole)
+        )
+    else:
+        order = _reports(sent_seg_variant, replaced_report) if kind is ObjectKind.SR else ("pdf",)
+    wanted = [variant for variant in order if variant in available]
     for variant in wanted:
         if sop_class_of(kind, variant) in accepted_sop_classes:
             return variant
@@ -106,10 +157,7 @@ def choose_variant(  # noqa: PLR0917
     raise PermanentlyRefused(f"the peer accepts none of the SOP classes for {kind}: {classes}")
 
 
-def _in_order(kind: ObjectKind, preference: str, pixels: int, sent_seg: str | None) -> tuple[str, ...]:
-    """All variants of a kind that the destination may be given, best first."""
-    if kind is ObjectKind.SEG:
-        return seg_order(preference, pixels)
-    if kind is ObjectKind.SR:
-        return tuple(f"{form}-{sent_seg or NO_SEG}" for form in SR_CLASSES)
-    return ("pdf",)
+def _reports(sent_seg: str | None, replaced: str) -> tuple[str, ...]:
+    """The reports that a destination may be given, best first."""
+    replacing = [replaced, ""] if replaced else [""]
+    return tuple(sr_variant(form, sent_seg or NO_SEG, earlier) for earlier in replacing for form in SR_CLASSES)

@@ -64,7 +64,11 @@ class MemberFile:
     sop_instance_uid: str
     sop_class_uid: str
     path: Path
+    sender: Sender
+    """Who sent these bytes; the slices of one series may come from several peers (RES-42)."""
     purged: bool = False
+    unread: bool = False
+    """Its header could not be read when the series was last judged."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,10 @@ class SeriesWork:
     conflict: str
     members: tuple[MemberFile, ...]
     last_received_at: datetime
+    starts: int = 1
+    """How often this was begun and not ended, this time included."""
+    late: int = 0
+    """Instances that came after an earlier revision had been settled (ASM-5)."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ class PartDraft:
     sop_instance_uids: tuple[str, ...]
     dropped: tuple[tuple[str, int, str], ...]
     outcome: str
-    """`processed`, `ineligible` or `quarantined`."""
+    """`processed`, `ineligible`, `quarantined` or `failed`."""
     reason: str = ""
     detail: str = ""
     job: JobDraft | None = None
@@ -138,8 +146,10 @@ class JobWork:
 
     job: Job
     members: tuple[MemberFile, ...]
-    replaced_report: ResultObject | None
-    """The report of an earlier revision that was sent and that this job's report replaces (RES-34)."""
+    replaced_reports: Mapping[str, ResultObject]
+    """By destination, the report of an earlier revision that it stored and that this job's report replaces (RES-34)."""
+    unread: tuple[str, ...] = ()
+    """SOP Instance UIDs of images of the series whose headers cannot be read: the scan may lack them (ASM-4)."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +163,8 @@ class DeliveryWork:
     pixels: int
     sent_seg_variant: str | None
     """The form of SEG that this destination has stored."""
+    replaced_report: str
+    """SOP Instance UID of the report of an earlier revision that this destination has stored; empty: none."""
     first_received_at: datetime
     last_received_at: datetime
 
@@ -181,7 +193,9 @@ class PurgeLimits:
     results: datetime
     """Results that were delivered, or overtaken by a newer revision."""
     unused: datetime
-    """Images that no model was chosen for, and held objects."""
+    """Images that no model was chosen for, or that it could not use, or whose result has no destination; held objects.
+    """
     quarantined: datetime
+    """What a person should look at: objects in doubt, images of what failed or could not be delivered everywhere."""
     committing: frozenset[str] = frozenset()
     """Destinations that commit: there, only COMMITTED counts as delivered."""

@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TextIO
 
 FIELDS = frozenset(
@@ -40,11 +41,21 @@ FIELDS = frozenset(
 """Every fact that a line may hold. None of them is, or is made from, an attribute of a patient."""
 HASHED = frozenset({"instance", "series", "study"})
 """UIDs: written as keyed hashes, so that a line can be joined with another line but not with an image."""
+LINES = frozenset({"line"})
+"""What may be several lines: lines to add to node.toml, in which all that came from outside is escaped already."""
 SPEAKING_ERRORS = ("node.errors", "engines.errors")
 """Modules whose exceptions say nothing of a data set's content."""
 LONGEST = 200
 
 _OURS = ("node", "engines", "hilum")
+_LIBRARIES: Mapping[str, int] = MappingProxyType(
+    {
+        **dict.fromkeys(("pydicom", "highdicom", "sqlalchemy", "dbos"), logging.WARNING),
+        # It calls a peer that refuses, or that is not there, an error; what came of it stands in a line of ours.
+        "pynetdicom": logging.CRITICAL,
+    }
+)
+"""The least level at which a library is heard."""
 _SECRET_NAME = re.compile(r"passw|secret|token|credential|private|api_?key", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]*@")
 REDACTED = "[redacted]"
@@ -108,6 +119,8 @@ class JsonLines(logging.Formatter):
             return hashed(str(value), self._how.key)
         if value is None or isinstance(value, bool | int | float):
             return value
+        if name in LINES:
+            return "\n".join(clean(line) for line in str(value).splitlines())
         return clean(str(value))
 
 
@@ -120,11 +133,11 @@ def configure(style: LogStyle, stream: TextIO | None = None) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(style.level)
-    for noisy in ("pydicom", "pynetdicom", "highdicom", "sqlalchemy", "dbos"):
+    for noisy, least in _LIBRARIES.items():
         library = logging.getLogger(noisy)
         library.handlers.clear()
         library.propagate = True
-        library.setLevel(max(style.level, logging.WARNING))
+        library.setLevel(max(style.level, least))
     _keep_identifiers_out()
     warnings.showwarning = _log_warning
 
@@ -154,15 +167,16 @@ def clean(text: str) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an exception's type and way, without the words that may hold a value of a data set.
+    """Return what an exception says: our own, its words; any other, its type and way, as its words may hold a value.
 
-    Only errors of `SPEAKING_ERRORS` keep their message.
+    Errors of `SPEAKING_ERRORS` are decisions, not faults of the program: where they were made helps nobody.
     """
     kind = type(error)
-    words = f": {error}" if kind.__module__ in SPEAKING_ERRORS else ""
+    if kind.__module__ in SPEAKING_ERRORS:
+        return clean(f"{kind.__qualname__}: {error}")
     frames = traceback.extract_tb(error.__traceback__)[-6:]
     way = " > ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
-    return clean(f"{kind.__module__}.{kind.__qualname__}{words}")[:LONGEST] + (f" at {way}" if way else "")
+    return clean(f"{kind.__module__}.{kind.__qualname__}") + (f" at {way}" if way else "")
 
 
 def redacted(settings: Mapping[str, object]) -> dict[str, object]:

@@ -67,7 +67,7 @@ RECEIVED_KINDS = ("kept", "held", "quarantined", "duplicate", OTHER)
 EVIDENCE = ("silence", "released", "multiframe", "concatenation", "forced", "folder", OTHER)
 ELIGIBLE = ("true", "false")
 STAGES = ("assemble", "load", "segment", "compose", "deliver", OTHER)
-CAUSES = ("bug", "crashed", "exhausted", "refused", "readback", "bundle", "backend", "input", OTHER)
+CAUSES = ("bug", "crashed", "exhausted", "refused", "readback", "bundle", "backend", "outdated", "input", OTHER)
 KINDS = ("seg", "sr", "pdf", OTHER)
 SEND_RESULTS = ("stored", "warning", "unavailable", "refused", "exhausted", "superseded", OTHER)
 
@@ -200,6 +200,12 @@ SERIES_REOPENED = Family(
     "Series settled again, as late slices had opened them: the silence that was waited for was too short.",
     {"sender": Configured.SENDERS},
 )
+LATE_INSTANCES = Family(
+    Counter,
+    "hilum_late_instances_total",
+    "Instances that came after their series had been settled, counted when it is settled again.",
+    {"sender": Configured.SENDERS},
+)
 SERIES_INELIGIBLE = Family(
     Counter,
     "hilum_series_ineligible_total",
@@ -211,6 +217,12 @@ RESULTS_STORED = Family(
     "hilum_results_stored_total",
     "Result objects that a destination has taken.",
     {"destination": Configured.DESTINATIONS, "kind": KINDS},
+)
+SEGMENTATIONS_MISREAD = Family(
+    Counter,
+    "hilum_segmentations_often_misread_total",
+    "BINARY segmentations stored although common viewers garble their image size (RES-2): no LABELMAP was taken.",
+    {"destination": Configured.DESTINATIONS},
 )
 SEND_ATTEMPTS = Family(
     Counter,
@@ -293,8 +305,10 @@ BY_ROLE: Mapping[Role, tuple[Declared, ...]] = {
         SERIES_COMPLETED,
         COMPLETION_WAIT,
         SERIES_REOPENED,
+        LATE_INSTANCES,
         SERIES_INELIGIBLE,
         RESULTS_STORED,
+        SEGMENTATIONS_MISREAD,
         SEND_ATTEMPTS,
         DESTINATION_UP,
         DESTINATION_CONTEXT_OK,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from types import TracebackType
 from typing import Self
-from zoneinfo import ZoneInfo
 
 from engines.errors import BundleError
 from engines.model.bundle import SHIPPED, Bundle, find_bundles
-from node.config import Settings
+from node.config import Settings, software_version
 from node.dicom.composition import ResultStyle
 from node.domain.job import Destination
 from node.domain.reasons import REASONS
@@ -19,7 +17,6 @@ from node.domain.routing import ModelFacts, ModelLimits, Rule
 from node.domain.segments import SegmentDescription, load_segments
 from node.errors import ConfigError
 from node.monitor import metrics
-from node.service.process import product_version
 from node.store.journal import Journal
 from node.store.spool import Spool
 
@@ -62,7 +59,7 @@ class House:
             segments=segments,
             rules=rules,
             destinations=settings.destinations(),
-            config_digest=settings.config_digest(_table_text(settings)),
+            config_digest=config_digest(settings),
         )
 
     def __enter__(self) -> Self:
@@ -83,7 +80,7 @@ class House:
     def vocabulary(self) -> metrics.Vocabulary:
         """The label values of the metrics."""
         return metrics.Vocabulary(
-            version=product_version(),
+            version=software_version(),
             model_set=",".join(f"{name}:{bundle.digest[:12]}" for name, bundle in sorted(self.bundles.items())),
             senders=[peer.name for peer in self.settings.peer],
             destinations=list(self.destinations),
@@ -179,21 +176,15 @@ def result_style(settings: Settings) -> ResultStyle:
         manufacturer=node.manufacturer,
         model_name=node.model_name,
         serial=node.serial,
-        software_version=product_version(),
-        timezone=_offset(node.timezone),
+        software_version=software_version(),
+        utc_offset=node.utc_offset,
         series_number_base=node.series_number_base,
         deployment=node.serial,
         preliminary=node.preliminary,
     )
 
 
-def _offset(zone: str) -> str | None:
-    """The offset from UTC of a time zone, as (0008,0201) has it; it is asked now, when a process starts."""
-    if not zone:
-        return None
-    return datetime.now(ZoneInfo(zone)).strftime("%z")
-
-
-def _table_text(settings: Settings) -> str:
-    """The text of all tables of segments."""
-    return "\n".join(path.read_text(encoding="utf-8") for path in settings.segment_tables)
+def config_digest(settings: Settings) -> str:
+    """SHA-256 over all that changes the content of results, the tables of segments too (RES-20)."""
+    tables = "\n".join(path.read_text(encoding="utf-8") for path in settings.segment_tables)
+    return settings.config_digest(tables)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection
 from ipaddress import ip_network
 
-from node.config import PeerSection, Settings
+from node.config import PeerSection, Settings, software_version
 from node.dicom.header_walk import WalkLimits
 from node.dicom.scp import (
     AssociationClosed,
@@ -30,7 +30,7 @@ from node.errors import ConfigError, JournalUnavailable
 from node.monitor import metrics
 from node.monitor.http import Check, Health
 from node.monitor.metrics import Role
-from node.service.process import Process, product_version
+from node.service.process import Process
 from node.stations.receive import Receiver
 from node.store.journal import Journal
 from node.store.spool import INCOMING, Spool
@@ -145,7 +145,7 @@ def walk_limits(settings: Settings) -> WalkLimits:
 def vocabulary(settings: Settings) -> metrics.Vocabulary:
     """The label values of the listener's metrics: it knows no models."""
     return metrics.Vocabulary(
-        version=product_version(),
+        version=software_version(),
         model_set="",
         senders=[peer.name for peer in settings.peer],
         expected_active=[peer.name for peer in settings.peer if peer.expected_active],

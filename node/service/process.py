@@ -10,12 +10,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from node.config import Settings
+from node.config import Settings, software_version
 from node.domain.counts import JournalCounts
 from node.errors import ConfigError
 from node.monitor import logs, metrics
@@ -23,14 +22,6 @@ from node.monitor.http import Health, MonitorServer
 from node.store.journal import Journal
 
 _log = logging.getLogger(__name__)
-
-
-def product_version() -> str:
-    """Of this distribution."""
-    try:
-        return version("hilum")
-    except PackageNotFoundError:  # run from a source tree
-        return "0.1.0"
 
 
 class Stop:
@@ -90,9 +81,9 @@ class Process:
         logs.configure(logs.LogStyle(str(self.role), logs.site_key(folder / "log.key"), level))
         self.stop.listen()
         with _held(folder / f"{self.executor_id}.lock", self.executor_id):
-            _log.info("started", extra={"version": product_version(), "pid_of": self.executor_id})
+            _log.info("started", extra={"version": software_version(), "entity": self.executor_id})
             yield
-            _log.info("stopped", extra={"pid_of": self.executor_id})
+            _log.info("stopped", extra={"entity": self.executor_id})
 
     def monitor(
         self, vocabulary: metrics.Vocabulary, health: Health, read_journal: Callable[[], JournalCounts] | None = None
@@ -110,11 +101,6 @@ class Process:
             raise ConfigError(
                 f"monitor.{self.role}_port = {port}: cannot listen on {section.host}: {error.strerror}; choose another"
             ) from error
-
-    @property
-    def engine_path(self) -> Path:
-        """The durable queues' own data base; it may be deleted while the node is stopped."""
-        return self.settings.node.data_dir / "engine.db"
 
     def beat(self, journal: Journal) -> None:
         """Say in the journal that this process lives."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from typing import NoReturn
 
+from engines.errors import BundleError
 from engines.inference.segmenter import Segmenter, availability
-from engines.model.bundle import Bundle
-from node.config import Settings
+from engines.model.bundle import Bundle, load_bundle
+from node.config import Settings, software_version
 from node.domain.work import Station
 from node.monitor.http import Check, Health
 from node.monitor.metrics import Role
 from node.service.house import House, result_style
-from node.service.process import Process, leave, product_version
+from node.service.process import Process, leave
 from node.stations.segment import Bench, Models, Recipe
 from node.workflows import DbosEngine, Executor, Leases, guarded, stop_engine
 
@@ -32,13 +33,13 @@ def run(settings: Settings) -> NoReturn:
             journal=house.journal,
             spool=house.spool,
             models=models,
-            recipe=Recipe(house.segments, house.config_digest, product_version()),
+            recipe=Recipe(house.segments, house.config_digest, software_version()),
             style=result_style(settings),
             destinations=house.destinations,
         )
         leases = Leases(house.journal, dict.fromkeys(Station, _BUDGET_S), lambda: process.beat(house.journal))
         call = guarded(Station.SEGMENT, bench.run, house.journal, leases, _nothing)
-        executor = Executor(process.engine_path, process.executor_id, frozenset({Station.SEGMENT}))
+        executor = Executor(settings.engine_path, process.executor_id, frozenset({Station.SEGMENT}))
         engine = DbosEngine(executor, {Station.SEGMENT: call})
         engine.launch()
         with process.monitor(house.vocabulary, _health(settings, leases)):
@@ -49,6 +50,9 @@ def run(settings: Settings) -> NoReturn:
 
 
 def _opened(bundle: Bundle, settings: Settings) -> Segmenter:
+    """Open a model, if its files are still those that its digest was taken of when this process began (RES-20)."""
+    if load_bundle(bundle.folder).digest != bundle.digest:
+        raise BundleError(f"{bundle.folder} was changed since this process began: restart the node")
     section = settings.segmenter
     opened = Segmenter.open(bundle, section.backends, section.device, section.threads or None)
     _log.info("model_opened", extra={"model": bundle.name, "reason": opened.backend_reason})

@@ -61,7 +61,8 @@ class Worker:
             station: guarded(station, call, house.journal, self._leases, self._wake)
             for station, call in stations.items()
         }
-        self._engine = DbosEngine(Executor(process.engine_path, process.executor_id, frozenset(stations)), calls)
+        executor = Executor(process.settings.engine_path, process.executor_id, frozenset(stations))
+        self._engine = DbosEngine(executor, calls)
         policy = SweepPolicy()
         sweep = Sweep(house.journal, self._engine, process.settings.settle_policy, policy)
         self._sweeping = SweepThread(sweep, self._engine, policy.period_s)

@@ -14,22 +14,23 @@ from datetime import datetime
 
 from node.dicom.headers import read_header
 from node.dicom.pixels import split_series
+from node.domain.exclusions import is_image
 from node.domain.instance import InstanceHeader
-from node.domain.routing import Ineligible, ModelFacts, Routed, Rule, route
+from node.domain.job import EXHAUSTED, MOST_STARTS
+from node.domain.routing import Ineligible, ModelFacts, Routed, Rule
+from node.domain.senders import route_for_all
 from node.domain.series import Completeness, Evidence, completeness
-from node.domain.stack import Stack, Unstackable
-from node.domain.work import JobDraft, MemberFile, PartDraft, SeriesWork, Settlement
-from node.errors import CannotUnderstand
+from node.domain.stack import MISSING_SLICES, Stack, Unstackable
+from node.domain.work import JobDraft, MemberFile, PartDraft, SeriesWork, Settlement, Station
+from node.errors import MACHINE_ERRNOS, CannotUnderstand
 from node.monitor import metrics
+from node.store.due import UNREADABLE
 from node.store.journal import Journal
 from node.store.reception import IDENTITY_CONFLICT, INPUTS_PURGED
 from node.store.records import utc_now
 
 _log = logging.getLogger(__name__)
 
-MISSING_SLICES = "missing_slices"
-"""The reason that `node.domain.stack` gives to frames with a gap."""
-UNREADABLE = "unreadable_header"
 _NOTHING_LEFT = "no_readable_instance"
 
 
@@ -56,32 +57,53 @@ class Assembler:
         work = self.journal.begin_series(series_id, attempt)
         if work is None:
             return "not_mine"
-        settlement = self._judge(work)
+        try:
+            settlement = self._judge(work)
+        except MemoryError:
+            return self._put_off(work, "out of memory")
+        except OSError as error:
+            if error.errno not in MACHINE_ERRNOS:
+                raise
+            return self._put_off(work, error.strerror or str(error))
         if isinstance(settlement, Wait):
             self.journal.leave_open(work, gapped=settlement.gapped)
             return "gapped" if settlement.gapped else "waits"
         if not self.journal.settle(work, settlement):
             return "outrun"
         _count(settlement, time.monotonic() - began)
-        if work.revision > 1:
+        if work.late:
             metrics.SERIES_REOPENED.labels(sender=work.sender.alias).inc()
+            metrics.LATE_INSTANCES.labels(sender=work.sender.alias).inc(work.late)
         _log.info("series_settled", extra=_line(work, settlement))
         return settlement.outcome
 
+    def _put_off(self, work: SeriesWork, why: str) -> str:
+        """The machine has no room now: once the lease has lapsed the sweep hands the series out again, a few times."""
+        if work.starts < MOST_STARTS:
+            metrics.JOBS_RETRIED.labels(stage="assemble").inc()
+            _log.warning("series_put_off", extra={"series": work.series_instance_uid, "reason": why})
+            return "put_off"
+        if self.journal.fail(Station.ASSEMBLE, work.id, work.attempt, EXHAUSTED, why):
+            metrics.JOBS_FAILED.labels(stage="assemble", cause=EXHAUSTED).inc()
+            _log.error("series_failed", extra={"series": work.series_instance_uid, "reason": why})
+        return "failed"
+
     def _judge(self, work: SeriesWork) -> Settlement | Wait:
-        """Read the headers and decide; what cannot be read is quarantined, and the rest goes on."""
-        if any(member.purged for member in work.members):
-            return _without_parts(work, "failed", INPUTS_PURGED)
+        """Read the headers and decide; what cannot be read is quarantined, and leaves a gap in the rest (ASM-4)."""
+        gone = [member for member in work.members if member.purged and not member.unread]
+        if gone:
+            return Wait(gapped=False) if work.evidence is None else _purged(work, gone)
         if work.conflict:
             doubts = {member.instance_id: work.conflict for member in work.members}
             return replace(_without_parts(work, "quarantined", work.conflict), quarantined=doubts)
         headers, doubts = _read_headers(work.members)
-        evidence = work.evidence or whole_object(headers)
+        evidence = work.evidence or (None if doubts else whole_object(headers))
         if evidence is None:
             return Wait(gapped=False)
         if not headers:
             return replace(_without_parts(work, "quarantined", _NOTHING_LEFT), quarantined=doubts)
-        parts = split_series(headers, {member.sop_instance_uid: member.path for member in work.members})
+        paths = {member.sop_instance_uid: member.path for member in work.members}
+        parts = split_series(headers, paths, _unread_images(work.members, doubts))
         if _has_gap(parts) and evidence in (Evidence.SILENCE, Evidence.RELEASED):
             return Wait(gapped=True)
         return self._settlement(work, evidence, parts, doubts)
@@ -93,7 +115,8 @@ class Assembler:
         parts: Sequence[Stack | Unstackable],
         doubts: Mapping[int, str],
     ) -> Settlement:
-        routed = route(parts, work.sender, self.rules, self.models)
+        senders = {member.sop_instance_uid: member.sender for member in work.members}
+        routed = route_for_all(parts, senders, self.rules, self.models)
         drafts = tuple(self._draft(item) for item in _merged(routed))
         # Doubt about a part stays with the part: its instances are judged anew, all together, at the next revision.
         # Only whose images they are is settled for good: nothing that comes later makes two patients one.
@@ -152,11 +175,20 @@ def _read_headers(members: Sequence[MemberFile]) -> tuple[list[InstanceHeader], 
     headers: list[InstanceHeader] = []
     doubts: dict[int, str] = {}
     for member in members:
+        if member.purged:  # of those that could not be read alone
+            doubts[member.instance_id] = UNREADABLE
+            continue
         try:
             headers.append(read_header(member.path))
         except CannotUnderstand:
             doubts[member.instance_id] = UNREADABLE
     return headers, doubts
+
+
+def _unread_images(members: Sequence[MemberFile], doubts: Mapping[int, str]) -> list[str]:
+    """What every scan of the series may lack."""
+    unread = (member for member in members if member.instance_id in doubts)
+    return [member.sop_instance_uid for member in unread if is_image(member.sop_class_uid)]
 
 
 def _has_gap(parts: Sequence[Stack | Unstackable]) -> bool:
@@ -182,13 +214,12 @@ def _merged(routed: Sequence[Routed | Ineligible]) -> tuple[Routed | Ineligible,
 
 
 def _part(part: Stack | Unstackable, outcome: str, reason: str = "", detail: str = "") -> PartDraft:
-    dropped = part.dropped if isinstance(part, Stack) else ()
     return PartDraft(
         frames=len(part.frames),
         volume_id=part.volume_id if isinstance(part, Stack) else "",
         keys=part.keys,
         sop_instance_uids=tuple(dict.fromkeys(frame.sop_instance_uid for frame in part.frames)),
-        dropped=tuple((frame.sop_instance_uid, frame.frame_number, frame.reason) for frame in dropped),
+        dropped=tuple((frame.sop_instance_uid, frame.frame_number, frame.reason) for frame in part.dropped),
         outcome=outcome,
         reason=reason,
         detail=detail,
@@ -197,11 +228,18 @@ def _part(part: Stack | Unstackable, outcome: str, reason: str = "", detail: str
 
 def _outcome(parts: Sequence[PartDraft], doubts: Mapping[int, str]) -> tuple[str, str]:
     """The one terminal reason of a series (ASM-56): processed before quarantined before ineligible."""
-    for outcome in ("processed", "quarantined", "ineligible"):
-        for part in parts:
-            if part.outcome == outcome:
-                return outcome, part.reason
-    return "quarantined", next(iter(doubts.values()), _NOTHING_LEFT)
+    found = [(part.outcome, part.reason) for part in parts] + [("quarantined", reason) for reason in doubts.values()]
+    order = ("processed", "quarantined", "ineligible")
+    return min(found, key=lambda each: order.index(each[0]), default=("quarantined", _NOTHING_LEFT))
+
+
+def _purged(work: SeriesWork, gone: Sequence[MemberFile]) -> Settlement:
+    """Half a series must not become a result: it has failed until the rest of it is sent again, which opens it."""
+    detail = f"{len(gone)} of {len(work.members)} instances were purged and did not come again: send the series whole"
+    uids = tuple(member.sop_instance_uid for member in gone)
+    part = PartDraft(len(gone), "", {}, uids, (), "failed", INPUTS_PURGED, detail)
+    unread = {member.instance_id: UNREADABLE for member in work.members if member.unread}  # nobody has looked again
+    return replace(_without_parts(work, "failed", INPUTS_PURGED), parts=(part,), quarantined=unread)
 
 
 def _without_parts(work: SeriesWork, outcome: str, reason: str) -> Settlement:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from node.dicom.scu import Outbound, UnknownStatus
 from node.domain.job import EXHAUSTED, Destination, ObjectKind, ResultObject, next_due
-from node.domain.variants import choose_variant, proposed_classes
+from node.domain.variants import choose_variant, often_misread, proposed_classes
 from node.domain.work import DeliveryWork, Station
 from node.errors import PeerUnavailable, PermanentlyRefused
 from node.monitor import metrics
@@ -75,7 +75,16 @@ class Deliverer:
                 for each in work.objects
                 if outbound.takes(each.sop_class_uid, each.transfer_syntax_uid)
             )
-            variant = choose_variant(kind, available, taken, destination.seg, work.pixels, work.sent_seg_variant)
+            variant = choose_variant(
+                kind,
+                available,
+                taken,
+                destination.seg,
+                work.pixels,
+                work.sent_seg_variant,
+                work.replaced_report,
+                empty_frames=destination.empty_frames,
+            )
             self._note_contexts(destination, kind, ok=True)
             chosen = available[variant]
             _check_frozen(chosen)
@@ -89,6 +98,9 @@ class Deliverer:
         done = self.journal.sent(delivery.id, delivery.attempt, sent.variant, sent.sop_instance_uid, warning)
         self._count(work, "warning" if status else "stored")
         metrics.RESULTS_STORED.labels(destination=delivery.destination, kind=delivery.kind).inc()
+        if delivery.kind is ObjectKind.SEG and often_misread(sent.variant, work.pixels):
+            metrics.SEGMENTATIONS_MISREAD.labels(destination=delivery.destination).inc()
+            self._say("segmentation_often_misread", work, variant=sent.variant)
         metrics.DESTINATION_UP.labels(destination=delivery.destination).set(1)
         metrics.STAGE_DURATION.labels(stage="deliver", model=work.model).observe(seconds)
         if done:
@@ -112,7 +124,7 @@ class Deliverer:
         self.journal.postpone_delivery(delivery.id, delivery.attempt, str(error.args[0]), due_at)
         self._count(work, "unavailable")
         metrics.JOBS_RETRIED.labels(stage="deliver").inc()
-        self._say("delivery_postponed", work, tries=tries)
+        self._say("delivery_postponed", work, logging.WARNING, tries=tries)
         return "later"
 
     def _refused(self, work: DeliveryWork, why: str) -> str:
@@ -125,7 +137,7 @@ class Deliverer:
         if self.journal.fail(Station.DELIVER, delivery.id, delivery.attempt, reason):
             self._count(work, cause)
             metrics.JOBS_FAILED.labels(stage="deliver", cause=cause).inc()
-            self._say("delivery_failed", work, cause=cause)
+            self._say("delivery_failed", work, logging.ERROR, cause=cause)
         return "failed"
 
     def _note_contexts_of(self, work: DeliveryWork) -> None:
@@ -142,10 +154,10 @@ class Deliverer:
         metrics.SEND_ATTEMPTS.labels(destination=work.delivery.destination, result=result).inc()
 
     @staticmethod
-    def _say(event: str, work: DeliveryWork, **facts: str | int) -> None:
+    def _say(event: str, work: DeliveryWork, level: int = logging.INFO, **facts: str | int) -> None:
         delivery = work.delivery
         where = {"delivery": delivery.id, "job": delivery.job_id, "destination": delivery.destination}
-        _log.info(event, extra={**where, "kind": str(delivery.kind), "attempt": delivery.attempt, **facts})
+        _log.log(level, event, extra={**where, "kind": str(delivery.kind), "attempt": delivery.attempt, **facts})
 
 
 def _check_frozen(each: ResultObject) -> None:

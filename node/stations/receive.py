@@ -1,6 +1,7 @@
 """Receiving: an object is durable, and has its row in the journal, before its sender hears success (NET-2).
 
-The order is bytes, header check, duplicate check, flush, row, answer. A crash before the row leaves a file that the
+The order is bytes, header check, flush, row, answer; whether the object is known already the journal finds with the
+row, so that what is new, which is nearly everything, is looked up once. A crash before the row leaves a file that the
 next start removes and a sender that repeats; a crash after it leaves an object that is ours, and the repetition is
 found to be the same. What we keep are the data set bytes exactly as they came (NET-3), behind a preamble and file meta
 of ours.
@@ -13,6 +14,7 @@ import logging
 import mmap
 import os
 import struct
+import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -30,8 +32,6 @@ _log = logging.getLogger(__name__)
 
 HELD_CLASS = "class_not_processed"
 """Reason of a held instance: its SOP class is stored and never processed (NET-7, NET-36)."""
-OTHER_BYTES = "duplicate_uid_other_bytes"
-"""Reason of an instance whose UID is known with other bytes: both are kept (NET-12)."""
 _PEEK_BYTES = 1 << 20
 
 
@@ -117,18 +117,14 @@ class Incoming:
         """
         walked = self._check()
         self._series_instance_uid = walked.series_instance_uid
-        known = self._receiver.journal.known(walked.sop_instance_uid)
-        if any(self._same_bytes(other) for other in self._alike(known)):
-            self._file.discard()
-            return Stored(walked.series_instance_uid, "duplicate")
         try:
             self._file.flush()
         except OSError as error:
             _log.error("flush_failed", extra={"cause": f"errno {error.errno}"})
             raise OutOfResources("storage is not available") from None
-        instance = self._instance(walked, OTHER_BYTES if known else "")
+        instance = self._instance(walked)
         if self._commit(instance) is CommitOutcome.DUPLICATE_SAME:
-            return self._same_for_the_journal(walked)
+            return self._same_for_the_journal(instance)
         return Stored(walked.series_instance_uid, str(instance.state))
 
     def discard(self) -> None:
@@ -152,7 +148,7 @@ class Incoming:
                 start=self._file.head_length,
             )
 
-    def _instance(self, walked: Walked, reason: str) -> ReceivedInstance:
+    def _instance(self, walked: Walked) -> ReceivedInstance:
         kept = walked.sop_class_uid in self._receiver.processed
         return ReceivedInstance(
             sop_instance_uid=walked.sop_instance_uid,
@@ -167,7 +163,7 @@ class Incoming:
             sender=self._request.sender,
             received_at=self._receiver.clock(),
             state=InstanceState.KEPT if kept else InstanceState.HELD,
-            reason=reason if kept else HELD_CLASS,
+            reason="" if kept else HELD_CLASS,
             move_originator=self._request.move_originator,
         )
 
@@ -188,18 +184,30 @@ class Incoming:
             return CommitOutcome.NEW
         return outcome
 
-    def _same_for_the_journal(self, walked: Walked) -> Stored:
-        """Two copies raced, or the bytes of the other were purged; ours may go, unless bytes differ that should not."""
-        self._in_doubt = False
-        alike = self._alike(self._receiver.journal.known(walked.sop_instance_uid))
-        if alike and not any(self._same_bytes(other) for other in alike):
-            raise CannotUnderstand("UID is known with other bytes of the same checksum")
-        self._file.discard()
-        return Stored(walked.series_instance_uid, "duplicate")
+    def _same_for_the_journal(self, instance: ReceivedInstance) -> Stored:
+        """The same is here already, so that ours may go; unless bytes differ that should not, or theirs are damaged.
 
-    def _alike(self, known: Sequence[KnownInstance]) -> tuple[KnownInstance, ...]:
-        mine = (self._file.length, self._file.crc32)
-        return tuple(k for k in known if (k.length, k.crc32) == mine and k.path != self._file.path)
+        Raises
+        ------
+        OutOfResources
+            Where they were purged in this moment: sent again, ours will be kept.
+        """
+        self._in_doubt = False
+        known = [other for other in self._receiver.journal.known(instance.sop_instance_uid) if self._is_alike(other)]
+        if any(self._same_bytes(other) for other in known):
+            self._file.discard()
+            return Stored(instance.series_instance_uid, "duplicate")
+        if not known:
+            raise OutOfResources("known bytes went in this moment")
+        if not all(_is_damaged(other) for other in known):
+            raise CannotUnderstand("UID is known with other bytes of the same checksum")
+        self._in_doubt = True
+        self._receiver.journal.restore(instance)
+        _log.error("damaged_bytes_replaced", extra={"series": instance.series_instance_uid})
+        return Stored(instance.series_instance_uid, str(instance.state))
+
+    def _is_alike(self, other: KnownInstance) -> bool:
+        return (other.length, other.crc32) == (self._file.length, self._file.crc32) and other.path != self._file.path
 
     def _same_bytes(self, other: KnownInstance) -> bool:
         """Compare data sets; a checksum may be chosen by a sender, so it decides nothing alone (NET-12)."""
@@ -212,8 +220,22 @@ class Incoming:
 def _digest(path: Path, length: int) -> bytes:
     """SHA-256 over the last `length` bytes of a file: its data set."""
     with path.open("rb") as file:
-        file.seek(-length, os.SEEK_END)
+        file.seek(max(0, path.stat().st_size - length))
         return hashlib.file_digest(file, "sha256").digest()
+
+
+def _is_damaged(known: KnownInstance) -> bool:
+    """Whether a kept file no longer holds the bytes that were acknowledged: the disk lost or changed them."""
+    checksum = 0
+    try:
+        with known.path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - known.length))
+            while piece := file.read(_PEEK_BYTES):
+                checksum = zlib.crc32(piece, checksum)
+    except FileNotFoundError:
+        return True
+    return size < known.length or checksum != known.crc32
 
 
 def file_head(request: StoreRequest) -> bytes:

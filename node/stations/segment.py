@@ -7,14 +7,14 @@ engines' errors become ours.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +27,15 @@ from engines.volume import Volume
 from node.dicom.compose import Composed, Composition, Mismatch, Predecessor, ResultStyle, compose
 from node.dicom.headers import read_header, read_source
 from node.dicom.pixels import read_volume, split_series
+from node.dicom.result_header import numbers_in_turn
 from node.domain.findings import Findings, Provenance, measure
 from node.domain.instance import InstanceHeader
-from node.domain.job import EXHAUSTED, Destination, JobEvent, ObjectKind, ResultObject, RetryPolicy, next_due
+from node.domain.job import EXHAUSTED, Destination, Job, JobEvent, ObjectKind, ResultObject, RetryPolicy, next_due
 from node.domain.segments import SegmentDescription
-from node.domain.stack import FrameLabels, Stack, Unstackable, across_gaps, largest_block
+from node.domain.stack import MISSING_SLICES, FrameLabels, Stack, Unstackable, across_gaps, largest_block
 from node.domain.variants import needed_segs
 from node.domain.work import JobWork, NewObject, Station
-from node.errors import CannotUnderstand, DeviceBusy, SpoolFull, Transient, Unsuitable
+from node.errors import MACHINE_ERRNOS, CannotUnderstand, DeviceBusy, SpoolFull, Transient, Unsuitable
 from node.monitor import metrics
 from node.store.journal import Journal
 from node.store.records import utc_now
@@ -42,7 +43,8 @@ from node.store.spool import Spool
 
 _log = logging.getLogger(__name__)
 
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE})
+OUTDATED = "outdated"
+"""Reason of a job that was made for another model or configuration than this process has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +128,9 @@ def sources_of(stack: Stack, paths: Mapping[str, Path]) -> list[Dataset]:
     return [read_source(paths[uid]) for uid in dict.fromkeys(frame.sop_instance_uid for frame in stack.frames)]
 
 
-def stack_of(headers: Sequence[InstanceHeader], paths: Mapping[str, Path], volume_id: str) -> Stack:
+def stack_of(
+    headers: Sequence[InstanceHeader], paths: Mapping[str, Path], volume_id: str, unread: Collection[str] = ()
+) -> Stack:
     """The stack that a job was made for, split out again from the same files.
 
     Raises
@@ -134,7 +138,7 @@ def stack_of(headers: Sequence[InstanceHeader], paths: Mapping[str, Path], volum
     LookupError
         Where it is not there: the rules by which series are split have changed since the job was made.
     """
-    for part in split_series(headers, paths):
+    for part in split_series(headers, paths, unread):
         candidates = (part,) if isinstance(part, Stack) else _with_gaps(part)
         for stack in candidates:
             if isinstance(stack, Stack) and stack.volume_id == volume_id:
@@ -144,7 +148,7 @@ def stack_of(headers: Sequence[InstanceHeader], paths: Mapping[str, Path], volum
 
 def _with_gaps(part: Unstackable) -> tuple[Stack | Unstackable, ...]:
     """What a rule may have taken where slices are missing (ASM-4)."""
-    return (largest_block(part), across_gaps(part)) if part.reason == "missing_slices" else ()
+    return (largest_block(part), across_gaps(part)) if part.reason == MISSING_SLICES else ()
 
 
 class Models:
@@ -171,13 +175,21 @@ class Models:
             Where this machine cannot run it.
         """
         with self._lock:
-            if name not in self._bundles:
-                raise BundleError(f"this node has no model {name}: it was removed, or is not enabled")
+            bundle = self._bundle(name)
             if name not in self._open:
                 began = time.monotonic()
-                self._open[name] = self._open_bundle(self._bundles[name])
+                self._open[name] = self._open_bundle(bundle)
                 metrics.MODEL_LOAD.observe(time.monotonic() - began)
             yield self._open[name]
+
+    def digest(self, name: str) -> str:
+        """The digest of a model as this process has it; raises BundleError as `held`."""
+        return self._bundle(name).digest
+
+    def _bundle(self, name: str) -> Bundle:
+        if name not in self._bundles:
+            raise BundleError(f"this node has no model {name}: it was removed, or is not enabled")
+        return self._bundles[name]
 
     def close(self) -> None:
         """Give back what the devices hold."""
@@ -189,7 +201,13 @@ class Models:
 
 @dataclass(frozen=True)
 class Bench:
-    """The segmenting station."""
+    """The segmenting station.
+
+    Attributes
+    ----------
+    since
+        When this process began: a job that was made before may be made for what stood there before an update.
+    """
 
     journal: Journal
     spool: Spool
@@ -200,14 +218,17 @@ class Bench:
     retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(first_s=15.0, longest_s=300.0, tries=20))
     clock: Callable[[], datetime] = utc_now
     jitter: Callable[[], float] = random.random
+    since: datetime = field(default_factory=utc_now)
 
     def run(self, job_id: int, attempt: int) -> str:
         """Do one job; returns what became of it in a word."""
         work = self.journal.begin_job(job_id, attempt)
         if work is None:
             return "not_mine"
-        metrics.JOBS_STARTED.labels(model=work.job.model).inc()
         try:
+            if why := self._differs(work.job):
+                return self._outdated(work, why)
+            metrics.JOBS_STARTED.labels(model=work.job.model).inc()
             return self._do(work)
         except Unsuitable as error:
             return self._reject(work, error.reason, error.detail)
@@ -224,13 +245,33 @@ class Bench:
         except MemoryError as error:
             return self._postpone(work, DeviceBusy(f"out of memory: {error}"))
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno not in MACHINE_ERRNOS:
                 raise
             return self._postpone(work, SpoolFull(error.strerror or str(error)))
 
+    def _differs(self, job: Job) -> str:
+        """What of a job's recipe is not what this process has: its UIDs would name one and hold the other (RES-20)."""
+        here = self.models.digest(job.model)
+        if job.model_digest != here:
+            return f"it was made for {job.model} {job.model_digest[:12]}; here is {here[:12]}"
+        if job.config_digest != self.recipe.config_digest:
+            return "it was made for another configuration, table of segments or version of Hilum"
+        return ""
+
+    def _outdated(self, work: JobWork, why: str) -> str:
+        """After an update the series is judged anew; where a job is younger than we are, the processes disagree."""
+        job = work.job
+        if job.created_at < self.since and self.journal.rejudge(job.id, job.attempt, OUTDATED, why):
+            _log.warning("job_outdated", extra={"job": job.id, "model": job.model, "reason": OUTDATED})
+            return OUTDATED
+        return self._fail(work, OUTDATED, f"{why}; the processes of the node disagree: restart it, then retry the job")
+
     def _do(self, work: JobWork) -> str:
+        if any(member.purged for member in work.members):
+            return self._fail(work, "input", "its images were purged: send the series again whole, then retry the job")
         paths = {member.sop_instance_uid: member.path for member in work.members}
-        stack = stack_of([read_header(member.path) for member in work.members], paths, work.job.volume_id)
+        headers = [read_header(member.path) for member in work.members]
+        stack = stack_of(headers, paths, work.job.volume_id, work.unread)
         with self.models.held(work.job.model) as segmenter:
             done = segment_stack(stack, paths, segmenter, self.recipe)
         began = time.monotonic()
@@ -244,20 +285,29 @@ class Bench:
             job_key=work.job.model,
             revision=work.job.revision,
             made_at=self.clock(),
-            predecessor=_predecessor(work.replaced_report),
+            predecessors=_predecessors(work.replaced_reports),
+            series_turn=self.journal.claim_series_numbers(
+                work.job.id, work.job.attempt, partial(numbers_in_turn, stack, self.style)
+            ),
         )
-        objects = self._compose(work, composition)
-        seconds = {**done.seconds, "compose": time.monotonic() - began}
+        composed = self._compose(work, composition)
+        objects = [_new_object(each) for each in composed]
+        seconds = {
+            **done.seconds,
+            "compose": time.monotonic() - began,
+            "readback": sum(each.readback_s for each in composed),  # a part of "compose"
+        }
         deliveries = self._deliveries(work.job.destinations, objects)
         if not self.journal.compose(work.job.id, work.job.attempt, objects, deliveries, _result(done, seconds)):
             _unlink(each.path for each in objects)
             return "outrun"
         for stage in ("load", "segment", "compose"):
             metrics.STAGE_DURATION.labels(stage=stage, model=work.job.model).observe(seconds[stage])
-        _log.info("job_composed", extra={"job": work.job.id, "model": work.job.model, "seconds": seconds["total"]})
+        facts = {"job": work.job.id, "model": work.job.model, "seconds": round(seconds["total"], 3)}
+        _log.info("job_composed", extra=facts)
         return "composed"
 
-    def _compose(self, work: JobWork, composition: Composition) -> list[NewObject]:
+    def _compose(self, work: JobWork, composition: Composition) -> tuple[Composed, ...]:
         """Write every form that a destination may need; of a failure nothing stays in the spool."""
         wanted = [self.destinations[name] for name in work.job.destinations if name in self.destinations]
         geometry = composition.stack.geometry
@@ -268,7 +318,7 @@ class Bench:
             return written[-1]
 
         try:
-            composed = compose(
+            return compose(
                 composition,
                 self.spool.new_result_path().parent,
                 segs=needed_segs(wanted, geometry.rows * geometry.columns),
@@ -279,13 +329,12 @@ class Bench:
         except BaseException:
             _unlink(written)
             raise
-        return [_new_object(each) for each in composed]
 
     def _deliveries(self, names: Sequence[str], objects: Sequence[NewObject]) -> list[tuple[str, ObjectKind]]:
         """Destination and kind, for each destination in the order of sending: SEG, SR, PDF (NET-24)."""
         made = {each.kind for each in objects}
         deliveries: list[tuple[str, ObjectKind]] = []
-        for name in names:
+        for name in dict.fromkeys(names):
             destination = self.destinations.get(name)
             takes = {
                 ObjectKind.SEG: True,
@@ -352,10 +401,13 @@ def _provenance(bundle: Bundle, segmentation: Segmentation, recipe: Recipe) -> P
     )
 
 
-def _predecessor(report: ResultObject | None) -> Predecessor | None:
-    """The report that this one replaces, as it was sent (RES-34); its series is read from its frozen bytes."""
-    if report is None or not report.path.exists():
-        return None
+def _predecessors(reports: Mapping[str, ResultObject]) -> tuple[Predecessor, ...]:
+    """The reports that destinations have of earlier revisions, as they were sent; series from their frozen bytes."""
+    found = {report.sop_instance_uid: report for report in reports.values() if report.path.exists()}
+    return tuple(_predecessor(report) for report in found.values())
+
+
+def _predecessor(report: ResultObject) -> Predecessor:
     header = read_source(report.path)
     return Predecessor(
         sr_sop_class_uid=report.sop_class_uid,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, exists, or_, select
+from sqlalchemy import ColumnElement, Row, Select, and_, case, exists, or_, select
 
 from node.domain.instance import InstanceState
 from node.domain.job import SENT_DELIVERIES, DeliveryState, JobState, ObjectKind
@@ -13,6 +13,8 @@ from node.domain.series import SeriesActivity, SeriesState
 from node.domain.work import OpenSeries, PurgeLimits, Station, WorkRow
 from node.store import schema as t
 
+UNREADABLE = "unreadable_header"
+"""Reason of an instance whose header cannot be read."""
 _MOST = 200
 """Rows of one queue, or of one destination, that a sweep looks at."""
 
@@ -98,19 +100,24 @@ def delivery_row(row: Row[Any]) -> WorkRow:
 
 
 def current_members(series_id: int) -> Select[Any]:
-    """The instances that may become part of a stack: not held, not in doubt, not replaced by other bytes."""
+    """The instances that may become part of a stack: not held, not in doubt, not replaced by other bytes.
+
+    Those that could not be read are among them, as whatever they belong to lacks them (ASM-4).
+    """
     i = t.instance.c
-    return (
-        select(t.instance)
-        .where(i.series_id == series_id, i.state == InstanceState.KEPT, i.replaced_by.is_(None))
-        .order_by(i.id)
-    )
+    member = or_(i.state == InstanceState.KEPT, unread_instance())
+    return select(t.instance).where(i.series_id == series_id, member, i.replaced_by.is_(None)).order_by(i.id)
+
+
+def unread_instance() -> ColumnElement[bool]:
+    """Whether an instance was put aside because its header cannot be read."""
+    return and_(_i.state == InstanceState.QUARANTINED, _i.reason == UNREADABLE)
 
 
 def sent_reports(job: Row[Any]) -> Select[Any]:
-    """The reports of earlier revisions of a job's series, same model, that a destination has stored: latest first."""
+    """The reports of earlier revisions of a job's series, same model, that destinations have stored: latest first."""
     return (
-        select(t.result_object, _j.split_keys)
+        select(t.result_object, _j.split_keys, _d.destination)
         .join(t.job, _j.id == _o.job_id)
         .join(
             t.delivery,
@@ -144,18 +151,19 @@ def open_series(row: Row[Any], started_at: datetime | None, seen_at: datetime | 
 def purgeable_instances(limits: PurgeLimits) -> Select[Any]:
     """Paths of received bytes that nobody needs any more.
 
-    Of images, only those whose series is settled and whose every result was delivered; a job that failed, and a result
-    that has no destination, keeps them.
+    Of images, only those whose series is settled and that no job still needs; bytes that came again for a settled
+    series are as young as their second coming.
     """
     kept_for = exists().where(
         t.member.c.instance_id == _i.id, _j.snapshot_id == t.member.c.snapshot_id, _still_needs_inputs(limits)
     )
     has_job = exists().where(t.member.c.instance_id == _i.id, _j.snapshot_id == t.member.c.snapshot_id)
+    of_a_job = and_(has_job, ~kept_for, _ended(limits.inputs))
+    of_none = and_(~has_job, _ended(limits.unused))
     images = and_(
         _i.state == InstanceState.KEPT,
         _s.state == SeriesState.SETTLED,
-        _s.outcome != "failed",
-        or_(and_(has_job, ~kept_for), and_(~has_job, _s.settled_at < limits.unused)),
+        case((_s.outcome == "failed", _ended(limits.quarantined)), else_=or_(of_a_job, of_none)),
     )
     held = and_(_i.state == InstanceState.HELD, _i.received_at < limits.unused)
     doubtful = and_(_i.state == InstanceState.QUARANTINED, _i.received_at < limits.quarantined)
@@ -164,14 +172,34 @@ def purgeable_instances(limits: PurgeLimits) -> Select[Any]:
     )
 
 
+def _ended(limit: datetime) -> ColumnElement[bool]:
+    """Whether a series was settled, and an instance of it came, before this."""
+    return and_(_s.settled_at < limit, _i.received_at < limit)
+
+
 def _still_needs_inputs(limits: PurgeLimits) -> ColumnElement[bool]:
-    """Whether a job still needs the images that it was made of."""
+    """Whether a job still needs the images that it was made of.
+
+    A running one always; one that ended for as long as its class says, by how it ended; one whose objects a destination
+    has not committed yet, where it commits.
+    """
     newest = select(_s.revision).where(_s.id == _j.series_id).scalar_subquery()
-    undelivered = and_(_j.state == JobState.DONE, or_(~exists().where(_d.job_id == _j.id), _has_undelivered(limits)))
-    unused = and_(_j.state.in_([JobState.REJECTED, JobState.CANCELLED]), _j.ended_at >= limits.unused)
-    current = and_(_j.revision == newest, or_(_j.state == JobState.FAILED, undelivered, unused))
+    done = _j.state == JobState.DONE
+    unsent = exists().where(_d.job_id == _j.id, _d.state.in_([DeliveryState.FAILED, DeliveryState.CANCELLED]))
+    to_be_looked_at = and_(or_(_j.state == JobState.FAILED, and_(done, unsent)), _j.ended_at >= limits.quarantined)
+    nowhere = and_(done, ~exists().where(_d.job_id == _j.id))
+    of_no_use = or_(_j.state.in_([JobState.REJECTED, JobState.CANCELLED]), nowhere)
+    current = or_(
+        to_be_looked_at, and_(of_no_use, _j.ended_at >= limits.unused), and_(done, _awaits_commitment(limits))
+    )
     running = _j.state.in_([JobState.QUEUED, JobState.RUNNING, JobState.COMPOSED])
-    return or_(running, current, _j.ended_at >= limits.inputs)
+    return or_(running, and_(_j.revision == newest, current), _j.ended_at >= limits.inputs)
+
+
+def _awaits_commitment(limits: PurgeLimits) -> ColumnElement[bool]:
+    """Whether a destination that commits has an object of a job, and has not committed it."""
+    sent = and_(_d.state == DeliveryState.SENT, _d.destination.in_(sorted(limits.committing)))
+    return exists().where(_d.job_id == _j.id, sent)
 
 
 def _has_undelivered(limits: PurgeLimits) -> ColumnElement[bool]:

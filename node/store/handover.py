@@ -7,13 +7,15 @@ slice cancels, in its own transaction, all that is not yet on its way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Row, exists, insert, select, update
 
+from node.domain.exclusions import is_image
 from node.domain.instance import InstanceState
 from node.domain.job import (
     MOST_STARTS,
@@ -25,7 +27,7 @@ from node.domain.job import (
     ObjectKind,
     ResultObject,
 )
-from node.domain.series import Evidence, SeriesState, uid_digest
+from node.domain.series import Completeness, Evidence, SeriesState, uid_digest
 from node.domain.work import (
     DeliveryWork,
     JobDraft,
@@ -96,6 +98,7 @@ class Handover(Reception):
                 self._fail(c, Station.ASSEMBLE, series_id, attempt, reason=DIED, detail=_DIED_DETAIL)
                 return None
             c.execute(update(t.series).where(s.id == series_id).values(starts=row.starts + 1, lease_at=self._clock()))
+            members = c.execute(due.current_members(series_id)).all()
             return SeriesWork(
                 id=row.id,
                 attempt=attempt,
@@ -105,8 +108,10 @@ class Handover(Reception):
                 evidence=Evidence(row.evidence) if row.evidence else None,
                 sender=to_sender(row),
                 conflict=row.conflict,
-                members=tuple(_member(m) for m in c.execute(due.current_members(series_id))),
+                members=tuple(_member(m) for m in members),
                 last_received_at=row.last_received_at,
+                starts=row.starts + 1,
+                late=sum(m.received_at >= row.opened_at for m in members) if row.revision > 1 else 0,
             )
 
     def leave_open(self, work: SeriesWork, *, gapped: bool) -> bool:
@@ -151,18 +156,27 @@ class Handover(Reception):
             words = f"{settlement.evidence}, {settlement.completeness}: {settlement.outcome}: {settlement.reason}"
             if not self._swap_series(c, work.id, work.attempt, "settle", words, changes=changes):
                 return False
-            self._quarantine(c, settlement.quarantined)
+            self._put_aside(c, work.members, settlement.quarantined)
             snapshot_id = self._freeze(c, work, settlement, now)
             for number, part in enumerate(settlement.parts, 1):
                 self._add_part(c, work, snapshot_id, number, part, now=now)
             return True
 
-    def _quarantine(self, c: Connection, doubts: Mapping[int, str]) -> None:
+    def _put_aside(self, c: Connection, members: Sequence[MemberFile], doubts: Mapping[int, str]) -> None:
+        """Quarantine what is in doubt, and take back what could not be read before and can be now."""
         for instance_id, reason in doubts.items():
-            here = t.instance.c.id == instance_id
-            row = c.execute(select(t.instance).where(here)).one()
-            c.execute(update(t.instance).where(here).values(state=InstanceState.QUARANTINED, reason=reason))
-            self._log(c, "instance", row, "quarantine", InstanceState.QUARANTINED, reason=reason)
+            self._move_instance(c, instance_id, "quarantine", InstanceState.QUARANTINED, reason)
+        for member in members:
+            if member.unread and member.instance_id not in doubts:
+                self._move_instance(c, member.instance_id, "read", InstanceState.KEPT, "")
+
+    def _move_instance(self, c: Connection, instance_id: int, event: str, state: InstanceState, reason: str) -> None:
+        here = t.instance.c.id == instance_id
+        row = c.execute(select(t.instance).where(here)).one()
+        if (row.state, row.reason) == (state, reason):
+            return
+        c.execute(update(t.instance).where(here).values(state=state, reason=reason))
+        self._log(c, "instance", row, event, state, reason=reason)
 
     @staticmethod
     def _freeze(c: Connection, work: SeriesWork, settlement: Settlement, now: datetime) -> int:
@@ -249,8 +263,9 @@ class Handover(Reception):
     def _still_answers(c: Connection, answered: Row[Any], snapshot_id: int, part: PartDraft, draft: JobDraft) -> bool:
         """Whether a finished job may stand for a new revision of its scan.
 
-        Only if it saw the very same bytes (an instance may have come again under its UID with others), nothing newer
-        was sent since, and everybody who is to have the result was sent it.
+        Only if it saw the very same bytes (an instance may have come again under its UID with others), slices are
+        missing now as they were then (its result may have to be called partial), nothing newer was sent of any of these
+        instances since, and everybody who is to have the result was sent it.
         """
         m, i, j = t.member.c, t.instance.c, t.job.c
         seen = (
@@ -261,11 +276,18 @@ class Handover(Reception):
         then, now = (
             set(c.scalars(seen.where(m.snapshot_id == each)).all()) for each in (answered.snapshot_id, snapshot_id)
         )
-        newer = select(j.id).where(
-            j.series_id == answered.series_id, j.model == answered.model, j.id > answered.id, j.state == JobState.DONE
+        s = t.snapshot.c
+        gapped = select(s.id).where(
+            s.id.in_([answered.snapshot_id, snapshot_id]), s.completeness == Completeness.GAPPED
         )
+        sent = j.state.in_([JobState.COMPOSED, JobState.DONE])  # composed, of an older revision: being sent right now
+        of_this_model = (j.series_id == answered.series_id, j.model == answered.model, sent)
+        newer = select(t.part.c.sop_instance_uids).join(t.job).where(*of_this_model, j.id > answered.id)
         return (
-            then == now and c.execute(newer).first() is None and set(draft.destinations) <= set(answered.destinations)
+            then == now
+            and len(c.execute(gapped).all()) != 1
+            and not any(set(uids).intersection(part.sop_instance_uids) for uids in c.scalars(newer))
+            and set(draft.destinations) <= set(answered.destinations)
         )
 
     # segment ----------------------------------------------------------------------------------------------------------
@@ -288,7 +310,12 @@ class Handover(Reception):
                 return None
             members = c.execute(select(t.instance).join(t.member).where(t.member.c.snapshot_id == row.snapshot_id))
             now_row = c.execute(select(t.job).where(j.id == job_id)).one()
-            return JobWork(to_job(now_row), tuple(_member(m) for m in members), _replaced_report(c, row))
+            unread = tuple(
+                m.sop_instance_uid
+                for m in c.execute(due.current_members(row.series_id))
+                if m.state == InstanceState.QUARANTINED and is_image(m.sop_class_uid)
+            )
+            return JobWork(to_job(now_row), tuple(_member(m) for m in members), _replaced_reports(c, row), unread)
 
     def compose(
         self,
@@ -307,7 +334,9 @@ class Handover(Reception):
         """
         now = self._clock()
         with self._writing() as c:
-            if self._advance_job(c, job_id, attempt, JobEvent.COMPOSE, "", starts=0, result=dict(result)) is None:
+            claimed = c.execute(select(t.job.c.result).where(t.job.c.id == job_id)).scalar_one()
+            found = {**claimed, **result}
+            if self._advance_job(c, job_id, attempt, JobEvent.COMPOSE, "", starts=0, result=found) is None:
                 return False
             for each in objects:
                 c.execute(insert(t.result_object).values(job_id=job_id, **_object_columns(each)))
@@ -334,6 +363,28 @@ class Handover(Reception):
         """How often a job was put off."""
         with self._reading() as c:
             return int(c.execute(select(t.job.c.tries).where(t.job.c.id == job_id)).scalar_one())
+
+    def claim_series_numbers(self, job_id: int, attempt: int, numbers_of: Callable[[int], Sequence[int]]) -> int:
+        """The first turn whose SeriesNumbers no other result of the study has: now they are the job's (RES-14).
+
+        Under an attempt that no longer holds nothing is noted.
+
+        Numbers of a result that was overtaken before any of it was sent are free: it never will be.
+        """
+        j, s, d = t.job.c, t.series.c, t.delivery.c
+        sent = exists().where(d.job_id == j.id, d.state.in_([DeliveryState.SENDING, *sorted(SENT_DELIVERIES)]))
+        with self._writing() as c:
+            job = c.execute(select(t.job, s.study_instance_uid).join(t.series).where(j.id == job_id)).one()
+            others = (
+                select(j.result).join(t.series).where(s.study_instance_uid == job.study_instance_uid, j.id != job_id)
+            )
+            results = c.scalars(others.where((j.revision == s.revision) | sent)).all()
+            taken = {number for result in results for number in result.get("series_numbers", ())}
+            turn = next(turn for turn in count() if taken.isdisjoint(numbers_of(turn)))
+            result = {**job.result, "series_numbers": list(numbers_of(turn))}
+            running = (j.id == job_id, j.attempt == attempt, j.state == JobState.RUNNING)
+            c.execute(update(t.job).where(*running).values(result=result))
+            return turn
 
     # deliver ----------------------------------------------------------------------------------------------------------
 
@@ -367,12 +418,14 @@ class Handover(Reception):
             d.kind == ObjectKind.SEG,
             d.state.in_(sorted(SENT_DELIVERIES)),
         )
+        replaced = _replaced_reports(c, job).get(row.destination) if row.kind == ObjectKind.SR else None
         return DeliveryWork(
             delivery=to_delivery(row),
             model=job.model,
             objects=tuple(to_object(each) for each in objects),
             pixels=job.pixels,
             sent_seg_variant=c.execute(seg).scalar_one_or_none(),
+            replaced_report=replaced.sop_instance_uid if replaced else "",
             first_received_at=series.first_received_at,
             last_received_at=series.last_received_at,
         )
@@ -415,13 +468,24 @@ class Handover(Reception):
 
 
 def _member(row: Row[Any]) -> MemberFile:
-    return MemberFile(row.id, row.sop_instance_uid, row.sop_class_uid, Path(row.path), row.purged_at is not None)
+    return MemberFile(
+        instance_id=row.id,
+        sop_instance_uid=row.sop_instance_uid,
+        sop_class_uid=row.sop_class_uid,
+        path=Path(row.path),
+        sender=to_sender(row),
+        purged=row.purged_at is not None,
+        unread=row.state == InstanceState.QUARANTINED,
+    )
 
 
-def _replaced_report(c: Connection, job: Row[Any]) -> ResultObject | None:
-    """The report last sent of an earlier revision of the same scan: same series, model and split keys (RES-34)."""
-    rows = [row for row in c.execute(due.sent_reports(job)).all() if row.split_keys == job.split_keys]
-    return to_object(rows[0]) if rows else None
+def _replaced_reports(c: Connection, job: Row[Any]) -> dict[str, ResultObject]:
+    """By destination, the report that it last stored of an earlier revision of the scan: same split keys (RES-34)."""
+    replaced: dict[str, ResultObject] = {}
+    for row in c.execute(due.sent_reports(job)).all():
+        if row.split_keys == job.split_keys:
+            replaced.setdefault(row.destination, to_object(row))
+    return replaced
 
 
 def _object_columns(each: NewObject) -> dict[str, Any]:

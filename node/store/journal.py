@@ -6,16 +6,17 @@ Handover is what the stations are handed and hand back; here the sweep, the oper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Row, create_engine, event, func, select, update
+from sqlalchemy import Connection, Engine, Row, create_engine, event, func, or_, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from node.domain.instance import InstanceState
 from node.domain.job import (
     ENDED_DELIVERIES,
     SENT_DELIVERIES,
@@ -32,9 +33,11 @@ from node.store import due
 from node.store import schema as t
 from node.store.handover import Handover
 from node.store.ledger import SUPERSEDED, newest_revision
-from node.store.reception import reopened
+from node.store.reception import IDENTITY_CONFLICT, reopened
 from node.store.records import utc_now
 
+SET_ASIDE = "set_aside"
+"""Reason of an image that is not of the patient or study that an operator accepted for its series."""
 _BY_AN_OPERATOR = "cancelled by an operator"
 
 
@@ -125,21 +128,25 @@ class Journal(Handover):
     def take_over(self, row: WorkRow, reason: str) -> bool:
         """Make a row due again under a new attempt; whoever still works on it will find its writes refused."""
         with self._writing() as c:
-            if row.station is Station.SEGMENT:
-                return self._advance_job(c, row.id, row.attempt, JobEvent.TAKE_OVER, reason) is not None
-            if row.station is Station.DELIVER:
-                return self._advance_delivery(c, row.id, row.attempt, DeliveryEvent.TAKE_OVER, reason) is not None
-            changes = {"attempt": row.attempt + 1, "lease_at": None}
-            return self._swap_series(c, row.id, row.attempt, "take_over", reason, changes=changes)
+            return self._take_over(c, (row.station, row.id, row.attempt), reason)
+
+    def _take_over(self, c: Connection, row: tuple[Station, int, int], reason: str) -> bool:
+        station, row_id, attempt = row
+        if station is Station.SEGMENT:
+            return self._advance_job(c, row_id, attempt, JobEvent.TAKE_OVER, reason) is not None
+        if station is Station.DELIVER:
+            return self._advance_delivery(c, row_id, attempt, DeliveryEvent.TAKE_OVER, reason) is not None
+        changes = {"attempt": attempt + 1, "lease_at": None}
+        return self._swap_series(c, row_id, attempt, "take_over", reason, changes=changes)
 
     def give_back(self, row: tuple[Station, int, int], reason: str) -> bool:
         """Give up a row whose work is ended in order: it is due at once, and its process did not die over it."""
         station, row_id, attempt = row
         table, _ = _RUNNING[station]
+        begun = (table.c.id == row_id, table.c.attempt == attempt, table.c.lease_at.is_not(None), table.c.starts > 0)
         with self._writing() as c:
-            here = update(table).where(table.c.id == row_id, table.c.attempt == attempt, table.c.starts > 0)
-            c.execute(here.values(starts=table.c.starts - 1))
-        return self.take_over(WorkRow(station, row_id, attempt, running=True, lease_at=None), reason)
+            c.execute(update(table).where(*begun).values(starts=table.c.starts - 1))
+            return self._take_over(c, row, reason)
 
     def outlived(self, row: tuple[Station, int, int]) -> None:
         """Take back the start that was counted for a row that was taken over although its process lived on."""
@@ -221,17 +228,84 @@ class Journal(Handover):
 
     def retry_series(self, series_id: int) -> str:
         """Judge a settled series anew, as after a change of rules; raises as `retry`."""
+        with self._writing() as c:
+            self._judge_anew(c, _settled(c, series_id), "retry", Evidence.FORCED)
+            return "it is judged anew"
+
+    def rejudge(self, job_id: int, attempt: int, reason: str, why: str) -> bool:
+        """Give up a job that was made for what is no longer here; its series is judged anew, by what is here now.
+
+        Returns
+        -------
+        Whether the job was still at this attempt.
+        """
+        with self._writing() as c:
+            job = self._advance_job(c, job_id, attempt, JobEvent.SUPERSEDE, reason, detail=why)
+            if job is None:
+                return False
+            series = c.execute(select(t.series).where(t.series.c.id == job.series_id)).one()
+            if series.state == SeriesState.SETTLED:
+                self._judge_anew(c, series, reason, Evidence(series.evidence))
+            return True
+
+    def accept_identity(
+        self, series_id: int, kept: Collection[int], owner: tuple[str, str], seen: tuple[int, int], reason: str
+    ) -> str:
+        """End the doubt whose a series is: some of its images are kept, the others set aside, and it is judged anew.
+
+        Parameters
+        ----------
+        kept
+            Numbers of the instances that are the owner's.
+        owner
+            StudyInstanceUID and PatientID.
+        seen
+            Revision and number of arrivals of the series when the decision was made.
+
+        Raises
+        ------
+        NotAllowed
+            Where the series is not settled, or images have come since the decision.
+        """
         s = t.series.c
         with self._writing() as c:
-            row = _required(
-                c.execute(select(t.series).where(s.id == series_id, s.state == SeriesState.SETTLED)).one_or_none(),
-                f"there is no settled series {series_id}",
-            )
-            self._log(c, "series", row, "retry", SeriesState.OPEN)
-            self._overtake(c, series_id, SUPERSEDED)
-            again = {**reopened(row, self._clock()), "evidence": Evidence.FORCED, "starts": 0}
-            c.execute(update(t.series).where(s.id == series_id).values(again))
-            return "it is judged anew"
+            series = _settled(c, series_id)
+            _ask((series.revision, series.arrivals) == seen, "images have come meanwhile: look at the series again")
+            done, lost = self._keep_alone(c, series_id, kept)
+            whose = {"study_instance_uid": owner[0], "patient_id": owner[1], "conflict": ""}
+            c.execute(update(t.series).where(s.id == series_id).values(whose))
+            self._judge_anew(c, series, "accept", Evidence.FORCED, f"{reason}: {done}")
+            return done + (f"; of {lost} of them there is no accepted version: send them again" if lost else "")
+
+    def _keep_alone(self, c: Connection, series_id: int, kept: Collection[int]) -> tuple[str, int]:
+        """Keep these images, the newest bytes of each; set aside the others whose owner was in doubt.
+
+        Returns
+        -------
+        What was done, in words, and of how many images no version is kept.
+        """
+        i = t.instance.c
+        whose = or_(i.state == InstanceState.KEPT, i.reason == IDENTITY_CONFLICT)
+        rows = c.execute(select(t.instance).where(i.series_id == series_id, whose).order_by(i.id)).all()
+        newest = {row.sop_instance_uid: row.id for row in rows if row.id in kept}
+        aside = [row for row in rows if row.id not in kept]
+        for row in aside:
+            self._move_instance(c, row.id, "set_aside", InstanceState.HELD, SET_ASIDE)
+        for row in rows:
+            if row.id in kept:
+                self._move_instance(c, row.id, "accept", InstanceState.KEPT, "")
+                last = newest[row.sop_instance_uid]
+                here = update(t.instance).where(i.id == row.id)
+                c.execute(here.values(replaced_by=None if last == row.id else last))
+        lost = {row.sop_instance_uid for row in aside} - set(newest)
+        return f"{len(newest)} images are kept, {len(aside)} set aside", len(lost)
+
+    def _judge_anew(self, c: Connection, series: Row[Any], event: str, evidence: Evidence, reason: str = "") -> None:
+        """Open a settled series as its next revision, whole by this evidence; what is unsent of it is cancelled."""
+        self._log(c, "series", series, event, SeriesState.OPEN, reason=reason)
+        self._overtake(c, series.id, SUPERSEDED)
+        again = {**reopened(series, self._clock()), "evidence": evidence, "starts": 0}
+        c.execute(update(t.series).where(t.series.c.id == series.id).values(again))
 
     # purge ------------------------------------------------------------------------------------------------------------
 
@@ -265,6 +339,12 @@ def _listening(c: Connection) -> tuple[datetime | None, datetime | None]:
 def _ask(allowed: bool, why_not: str) -> None:
     if not allowed:
         raise NotAllowed(why_not)
+
+
+def _settled(c: Connection, series_id: int) -> Row[Any]:
+    here = (t.series.c.id == series_id, t.series.c.state == SeriesState.SETTLED)
+    found = c.execute(select(t.series).where(*here)).one_or_none()
+    return _required(found, f"there is no settled series {series_id}")
 
 
 def _required(row: Row[Any] | None, why_not: str) -> Row[Any]:

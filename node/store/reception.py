@@ -9,22 +9,23 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from node.domain.instance import CommitOutcome, InstanceState, ReceivedInstance, Sender
+from node.domain.instance import CommitOutcome, InstanceState, ReceivedInstance
 from node.domain.series import ArrivingSeries, SeriesState
 from node.errors import JournalUnavailable, OutOfResources
 from node.store import schema as t
+from node.store.arrivals import MULTI_FRAME_CLASSES, Arrivals, NotPlain, instance_columns, sender_columns
 from node.store.group_commit import GroupCommit, Ticket
 from node.store.ledger import SUPERSEDED, Ledger
 from node.store.records import utc_now
 
 IDENTITY_CONFLICT = "identity_mismatch"
 """The reason that `node.domain.stack` gives to the same doubt, once all headers are read."""
+OTHER_BYTES = "duplicate_uid_other_bytes"
+"""Reason of an instance whose UID is known with other bytes: both are kept (NET-12)."""
 UID_IN_TWO_SERIES = "uid_in_two_series"
 INPUTS_PURGED = "inputs_purged"
 """Reason of a series that got a late slice after its other slices were purged: it must be sent again whole."""
 
-_MULTI_FRAME_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.{tail}" for tail in ("2.1", "2.2", "4.1", "4.4"))
-"""Enhanced and legacy converted CT and MR: one object may be a whole series (ASM-9)."""
 _MOST_REFUSED_PEERS = 200
 
 # Statements of the receiving road, built once: SQLAlchemy takes longer to build and to name one than SQLite to run it.
@@ -44,6 +45,7 @@ class Reception(Ledger):
 
     def __init__(self, engine: Engine, clock: Callable[[], datetime] = utc_now) -> None:
         super().__init__(engine, clock)
+        self._arrivals = Arrivals(engine.dialect)
         self._group = GroupCommit(self._commit_batch)
 
     def submit(self, instance: ReceivedInstance) -> Ticket[ReceivedInstance, CommitOutcome]:
@@ -66,8 +68,13 @@ class Reception(Ledger):
 
     def _commit_batch(self, batch: Sequence[ReceivedInstance]) -> Sequence[CommitOutcome]:
         try:
-            with self._writing() as connection:
-                return [self._receive(connection, instance) for instance in batch]
+            try:
+                with self._writing() as connection:
+                    self._arrivals.keep(connection, batch)
+                    return [CommitOutcome.NEW] * len(batch)
+            except NotPlain:
+                with self._writing() as connection:
+                    return [self._receive(connection, instance) for instance in batch]
         except (JournalUnavailable, SQLAlchemyError) as error:
             raise OutOfResources("journal cannot take the object now") from error
 
@@ -87,16 +94,47 @@ class Reception(Ledger):
         return CommitOutcome.DUPLICATE_DIFFERENT if known else CommitOutcome.NEW
 
     def _receive_again(self, c: Connection, row: Row[Any], instance: ReceivedInstance) -> CommitOutcome:
-        """Known bytes change nothing, except where they were purged and their series waits for them."""
+        """Known bytes change nothing; those that were purged are kept again, as a new slice may come and need them."""
         here = update(t.instance).where(t.instance.c.id == row.id)
-        series = c.execute(select(t.series).where(t.series.c.id == row.series_id)).one()
-        wanted = series.state == SeriesState.OPEN or series.reason == INPUTS_PURGED
-        if row.purged_at is None or not wanted:
+        if row.purged_at is None:
             c.execute(here.values(duplicates=row.duplicates + 1))
             return CommitOutcome.DUPLICATE_SAME
-        c.execute(here.values(path=str(instance.path), purged_at=None, received_at=instance.received_at))
-        self._arrive(c, series, instance, "")
+        series = self._keep_again(c, row, instance)
+        awaited = series.state == SeriesState.OPEN or series.reason == INPUTS_PURGED
+        if awaited and row.state != InstanceState.HELD:
+            self._arrive(c, series, instance, "")
         return CommitOutcome.NEW
+
+    def _keep_again(self, c: Connection, row: Row[Any], instance: ReceivedInstance) -> Row[Any]:
+        """Let a row name the file that has just come; returns its series."""
+        came = {"path": str(instance.path), "purged_at": None, "received_at": instance.received_at}
+        c.execute(update(t.instance).where(t.instance.c.id == row.id).values(came))
+        return c.execute(select(t.series).where(t.series.c.id == row.series_id)).one()
+
+    def restore(self, instance: ReceivedInstance) -> None:
+        """Keep bytes that came again in place of those that are kept and no longer what they were.
+
+        The series is judged anew, as what was damaged may have kept it from being a scan.
+
+        Raises
+        ------
+        OutOfResources
+            Where the data base cannot take it now.
+        """
+        try:
+            with self._writing() as c:
+                for row in c.execute(_KNOWN, {"uid": instance.sop_instance_uid}).all():
+                    if (row.length, row.crc32) != (instance.length, instance.crc32):
+                        continue
+                    if row.purged_at is not None:  # meanwhile
+                        self._receive_again(c, row, instance)
+                        continue
+                    series = self._keep_again(c, row, instance)
+                    self._log(c, "instance", row, "restored", row.state)
+                    if row.state != InstanceState.HELD:
+                        self._arrive(c, series, instance, "")
+        except (JournalUnavailable, SQLAlchemyError) as error:
+            raise OutOfResources("journal cannot take the object now") from error
 
     def _judge(
         self, instance: ReceivedInstance, series: Row[Any], known: Sequence[Row[Any]]
@@ -108,7 +146,7 @@ class Reception(Ledger):
             return InstanceState.QUARANTINED, IDENTITY_CONFLICT
         if any(row.series_id != series.id for row in known):
             return InstanceState.QUARANTINED, UID_IN_TWO_SERIES
-        return InstanceState.KEPT, instance.reason
+        return InstanceState.KEPT, OTHER_BYTES if any(row.purged_at is None for row in known) else instance.reason
 
     def _series_of(self, c: Connection, instance: ReceivedInstance) -> Row[Any]:
         """The series of an instance, made where this is its first."""
@@ -122,7 +160,7 @@ class Reception(Ledger):
                 series_instance_uid=instance.series_instance_uid,
                 study_instance_uid=instance.study_instance_uid,
                 patient_id=instance.patient_id,
-                **_sender_columns(instance.sender),
+                **sender_columns(instance.sender),
                 state=SeriesState.SETTLED if held else SeriesState.OPEN,
                 revision=0 if held else 1,
                 opened_at=instance.received_at,
@@ -141,7 +179,7 @@ class Reception(Ledger):
         last = max(series.last_received_at, instance.received_at)
         c.execute(_ARRIVED, {"series_id": series.id, "last": last})
         changes: dict[str, Any] = {}
-        if instance.sop_class_uid in _MULTI_FRAME_CLASSES:
+        if instance.sop_class_uid in MULTI_FRAME_CLASSES:
             changes["examine"] = True
         if doubt == IDENTITY_CONFLICT:
             changes["conflict"] = doubt
@@ -162,14 +200,11 @@ class Reception(Ledger):
             if c.execute(update(t.listener).where(t.listener.c.id == listener_id).values(seen)).rowcount == 0:
                 c.execute(insert(t.listener).values(id=listener_id, **seen))
             # There is one listener: what an older one of another name had said is no sign of life.
-            older = t.listener.c.started_at < started_at
-            c.execute(delete(t.listener).where(t.listener.c.id != listener_id, older))
-            known = select(t.listener.c.id)
-            c.execute(
-                delete(t.arriving).where(
-                    or_(t.arriving.c.listener_id == listener_id, t.arriving.c.listener_id.not_in(known))
-                )
-            )
+            older = (t.listener.c.id != listener_id, t.listener.c.started_at < started_at)
+            said = t.arriving.c.listener_id
+            gone = select(t.listener.c.id).where(*older)
+            c.execute(delete(t.arriving).where(or_(said == listener_id, said.in_(gone))))
+            c.execute(delete(t.listener).where(*older))
             rows = [
                 {
                     "listener_id": listener_id,
@@ -221,27 +256,4 @@ def reopened(series: Row[Any], at: datetime) -> dict[str, Any]:
 
 
 def _row(instance: ReceivedInstance, series_id: int, state: InstanceState, reason: str) -> dict[str, Any]:
-    return {
-        "series_id": series_id,
-        "sop_instance_uid": instance.sop_instance_uid,
-        "sop_class_uid": instance.sop_class_uid,
-        "transfer_syntax_uid": instance.transfer_syntax_uid,
-        "path": str(instance.path),
-        "length": instance.length,
-        "crc32": instance.crc32,
-        **_sender_columns(instance.sender),
-        "move_originator": instance.move_originator,
-        "received_at": instance.received_at,
-        "state": state,
-        "reason": reason,
-    }
-
-
-def _sender_columns(sender: Sender) -> dict[str, str]:
-    return {
-        "sender_alias": sender.alias,
-        "calling_ae_title": sender.calling_ae_title,
-        "called_ae_title": sender.called_ae_title,
-        "address": sender.address,
-        "association_id": sender.association_id,
-    }
+    return {**instance_columns(instance), "series_id": series_id, "state": state, "reason": reason}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,19 @@ class Orthanc:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=60) as answer:
             to.write_bytes(answer.read())
         return to
+
+    def put(self, method: str, path: str, body: bytes | dict[str, Any] | list[str]) -> Any:
+        """Send it a file, or a document."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", data, method=method)
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def forward(self, files: Sequence[Path], ae_title: str, port: int) -> None:
+        """Take files in and send them on by C-STORE; any answer but success makes it fail."""
+        taken = [self.put("POST", "/instances", path.read_bytes())["ID"] for path in files]
+        self.put("PUT", "/modalities/next", {"AET": ae_title, "Host": "127.0.0.1", "Port": port})
+        self.put("POST", "/modalities/next/store", taken)
 
     def objects(self, modality: str) -> list[str]:
         """Orthanc's ids of the instances of a modality (SEG, SR, DOC)."""

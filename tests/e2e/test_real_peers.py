@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
+from numpy.typing import NDArray
 
 pytestmark = [pytest.mark.data, pytest.mark.timeout(900)]
 
@@ -37,6 +40,8 @@ SENT = (
     "mr-siemens-xa30-enhanced",
 )
 """CT and MR, tilted and uneven, sagittal, enhanced multi-frame, with scouts and secondary captures among them."""
+UNEVEN = ("ct-ge-hispeed-tilt-uneven",)
+"""Of them, whose planes an image of one spacing and three right angles, as dcmqi writes it, cannot hold."""
 
 
 def dcmsend(port: int, folder: Path) -> None:
@@ -48,29 +53,45 @@ def dcmsend(port: int, folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def by_highdicom(seg: Path) -> dict[str, set[tuple[int, int, int]]]:
-    """Voxel centres by label, LPS in tenths of a millimetre, from the plane positions (tilted stacks as well)."""
+def by_highdicom(seg: Path) -> dict[int, NDArray[np.float64]]:
+    """Voxel centres, LPS mm, by segment number, from the plane positions (tilted and uneven stacks as well)."""
     read = highdicom.seg.segread(seg)
     shared = read.SharedFunctionalGroupsSequence[0]
-    found: dict[str, set[tuple[int, int, int]]] = {}
-    frames = read.get_stored_frames() if hasattr(read, "get_stored_frames") else read.pixel_array
-    frames = frames.reshape(-1, read.Rows, read.Columns)
-    names = {int(item.SegmentNumber): str(item.SegmentLabel) for item in read.SegmentSequence}
+    found: dict[int, list[NDArray[np.float64]]] = {}
+    frames = read.get_stored_frames().reshape(-1, read.Rows, read.Columns)
     for group, frame in zip(read.PerFrameFunctionalGroupsSequence, frames, strict=True):
-        orientation = (
-            group.PlaneOrientationSequence if "PlaneOrientationSequence" in group else shared.PlaneOrientationSequence
-        )[0].ImageOrientationPatient
-        measures = (group.PixelMeasuresSequence if "PixelMeasuresSequence" in group else shared.PixelMeasuresSequence)[
-            0
-        ]
-        row, column = np.array(orientation[:3], float), np.array(orientation[3:], float)
+        orientation = (group if "PlaneOrientationSequence" in group else shared).PlaneOrientationSequence[0]
+        measures = (group if "PixelMeasuresSequence" in group else shared).PixelMeasuresSequence[0]
+        row, column = np.array(orientation.ImageOrientationPatient, float).reshape(2, 3)
         origin = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
-        j, i = np.nonzero(frame)
         between_rows, between_columns = (float(x) for x in measures.PixelSpacing)
+        j, i = np.nonzero(frame)
+        number = int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
         at = origin + np.outer(i * between_columns, row) + np.outer(j * between_rows, column)
-        name = names[int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)]
-        found.setdefault(name, set()).update(tuple(p) for p in np.rint(at * 10).astype(int).tolist())
-    return found
+        found.setdefault(number, []).append(at)
+    return {number: np.concatenate(points) for number, points in found.items()}
+
+
+def by_dcmqi(seg: Path, folder: Path) -> sitk.Image:
+    """The same object as dcmqi reads it: one image whose values are segment numbers."""
+    folder.mkdir()
+    command = ["segimage2itkimage", "--inputDICOM", str(seg), "--outputDirectory", str(folder)]
+    subprocess.run([*command, "--mergeSegments", "-t", "nrrd"], check=True, capture_output=True, timeout=300)
+    return sitk.ReadImage(str(folder / "1.nrrd"))
+
+
+def differing_voxels(image: sitk.Image, segments: Mapping[int, NDArray[np.float64]]) -> int:
+    """How many voxels of an image are not the segments that lie there in patient coordinates."""
+    axes = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    found = sitk.GetArrayFromImage(image)
+    same = 0
+    for number, points in segments.items():
+        ideal = np.linalg.solve(axes, (points - np.array(image.GetOrigin())).T).T
+        index = np.rint(ideal).astype(int)
+        assert np.abs(ideal - index).max() < 0.02
+        k, j, i = index[:, ::-1].T
+        same += int((found[k, j, i] == number).sum())
+    return sum(len(points) for points in segments.values()) - same + abs(int(np.count_nonzero(found)) - same)
 
 
 def test_real_series_go_from_dcmtk_to_orthanc_and_come_out_right(
@@ -80,12 +101,13 @@ def test_real_series_go_from_dcmtk_to_orthanc_and_come_out_right(
     node = serve(orthanc.dicom_port, EVERYTHING)
     for name in SENT:
         dcmsend(node.port, real_series / name)
-    sent = {
-        str(pydicom.dcmread(path, stop_before_pixels=True, force=True).get("SeriesInstanceUID", ""))
+    named = {
+        str(pydicom.dcmread(path, stop_before_pixels=True, force=True).get("SeriesInstanceUID", "")): name
         for name in SENT
         for path in (real_series / name).rglob("*")
         if path.is_file() and path.read_bytes()[128:132] == b"DICM"
-    } - {""}
+    }
+    sent = set(named) - {""}
     node.await_end(len(sent))
     with node.journal() as journal:
         seen = journal.list_series(limit=100)
@@ -98,8 +120,16 @@ def test_real_series_go_from_dcmtk_to_orthanc_and_come_out_right(
     assert len(reports) == len(orthanc.objects("DOC")) == len(jobs)
     segs = orthanc.objects("SEG")
     assert 0 < len(segs) <= len(jobs)
+    compared = set()
     for number, one in enumerate(segs):
-        assert by_highdicom(orthanc.fetch(f"/instances/{one}/file", tmp_path / f"seg{number}.dcm"))
+        path = orthanc.fetch(f"/instances/{one}/file", tmp_path / f"seg{number}.dcm")
+        segments = by_highdicom(path)
+        assert segments
+        source = named[str(pydicom.dcmread(path).ReferencedSeriesSequence[0].SeriesInstanceUID)]
+        if source not in UNEVEN:
+            assert differing_voxels(by_dcmqi(path, tmp_path / f"dcmqi{number}"), segments) == 0, source
+            compared.add(source)
+    assert compared
 
 
 def test_the_hippocampus_crop_is_segmented_and_its_sibling_is_not(
@@ -126,7 +156,47 @@ def test_the_hippocampus_crop_is_segmented_and_its_sibling_is_not(
     volumes = tid1500(orthanc.fetch(f"/instances/{report}/file", tmp_path / "sr.dcm"), tmp_path)
     assert volumes
     assert all(0.3 < ml < 4 for ml in volumes.values()), volumes
-    assert {name: len(found) for name, found in by_highdicom(seg_path).items()}
+    assert differing_voxels(by_dcmqi(seg_path, tmp_path / "dcmqi"), by_highdicom(seg_path)) == 0
+
+
+@pytest.fixture
+def storescp(tmp_path: Path) -> Iterator[tuple[int, Path]]:
+    """DCMTK's receiver; its port and its folder."""
+    folder = tmp_path / "storescp"
+    folder.mkdir()
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = int(listening.getsockname()[1])
+    process = subprocess.Popen(["/usr/bin/storescp", "-aet", "PACS", "-od", str(folder), str(port)])
+    yield port, folder
+    process.terminate()
+    process.wait(30)
+
+
+def test_orthanc_and_storescu_send_and_storescp_receives(
+    orthanc: Any, storescp: tuple[int, Path], serve: Callable[[int, str], Any], real_series: Path, tmp_path: Path
+) -> None:
+    """NET-7, NET-22, NET-24: each peer at the other end of the road as well."""
+    port, kept = storescp
+    node = serve(port, EVERYTHING)
+    crop = sorted((real_series / "mr-ge-mr750-brain-study/13-HippoCrop").glob("*"))
+    wrist = sorted((real_series / "mr-ge-genesis-16").glob("*"))
+    orthanc.forward(crop, "HILUM", node.port)
+    command = ["/usr/bin/storescu", "-aet", "CT1", "-aec", "HILUM", "127.0.0.1", str(node.port)]
+    subprocess.run([*command, *map(str, wrist)], check=True, capture_output=True, timeout=120)
+    node.await_end(2)
+    with node.journal() as journal:
+        seen = {one.sender.calling_ae_title: one.instances for one in journal.list_series()}
+        jobs = journal.list_jobs()
+        frozen = {o.sop_instance_uid: o.path for job in jobs for o in journal.show_job(job.id).objects}
+    assert seen == {"PACS": len(crop), "CT1": len(wrist)}
+    assert [job.state for job in jobs] == ["done", "done"]
+    received = [(path, pydicom.dcmread(path)) for path in sorted(kept.iterdir())]
+    assert sorted(ds.Modality for _, ds in received) == ["DOC", "DOC", "SEG", "SEG", "SR", "SR"]
+    for number, (path, ds) in enumerate(received):
+        assert ds == pydicom.dcmread(frozen[ds.SOPInstanceUID]), "what arrived is not what was frozen"
+        if ds.Modality == "SEG":
+            assert differing_voxels(by_dcmqi(path, tmp_path / f"dcmqi{number}"), by_highdicom(path)) == 0
 
 
 def tid1500(report: Path, folder: Path) -> dict[str, float]:

@@ -5,14 +5,21 @@ The expected values were read from the headers and from the collection's descrip
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from highdicom.legacy import LegacyConvertedEnhancedMRImage
+from pydicom import dcmread
+from pydicom.uid import generate_uid
+from scipy.spatial.transform import Rotation
 
+from engines.volume import Volume
 from node.dicom.headers import file_meta_uids, read_header
 from node.dicom.pixels import read_volume, split_series
 from node.domain.instance import InstanceHeader, Sender
@@ -327,3 +334,73 @@ def test_explanations_name_no_patient(real_series: Path) -> None:
         for header in headers[:1]:
             for value in (header.identity.name, header.identity.patient_id):
                 assert len(value) < 4 or value not in lines, name
+
+
+TRANSCODERS = {
+    "JPEG lossless": ["dcmcjpeg"],
+    "JPEG lossless, process 14": ["dcmcjpeg", "+el"],
+    "JPEG-LS": ["dcmcjpls"],
+    "RLE": ["dcmcrle"],
+    "big endian": ["dcmconv", "+tb"],
+    "implicit": ["dcmconv", "+ti"],
+    "undefined lengths": ["dcmconv", "+te", "-e"],
+    "JPEG 2000": ["gdcmconv", "--j2k"],
+}
+
+
+@pytest.mark.parametrize("tool", TRANSCODERS.values(), ids=TRANSCODERS)
+def test_another_encoding_is_the_same_scan(real_series: Path, tmp_path: Path, tool: list[str]) -> None:
+    """ASM-42: a tilted CT, encoded again by DCMTK and GDCM without loss."""
+    files = sorted((real_series / "icometrix-small/failing_gantrytilting_001").iterdir())
+    for path in files:
+        subprocess.run([*tool, str(path), str(tmp_path / path.name)], check=True, capture_output=True, timeout=60)
+    before, after = _volume(files), _volume(sorted(tmp_path.iterdir()))
+    assert np.array_equal(before.voxels, after.voxels)
+    assert np.array_equal(before.grid.affine, after.grid.affine)
+
+
+def test_a_series_converted_to_one_object_is_the_same_scan(real_series: Path, tmp_path: Path) -> None:
+    """ASM-47: Legacy Converted Enhanced MR, made by highdicom."""
+    files = sorted((real_series / "mr-ge-mr750-brain-study/13-HippoCrop").iterdir())
+    images = [dcmread(path) for path in files]
+    converted = LegacyConvertedEnhancedMRImage(images, generate_uid(), 77, generate_uid(), 1)
+    converted.save_as(tmp_path / "converted.dcm")
+    before, after = _volume(files), _volume([tmp_path / "converted.dcm"])
+    assert np.array_equal(before.voxels, after.voxels)
+    assert before.grid.affine == pytest.approx(after.grid.affine, abs=1e-3)
+
+
+TURNS = {
+    "feet first": ("y", 180, "IPR"),
+    "prone": ("z", 180, "SAR"),
+    "sagittal": ("y", 90, "LPI"),
+    "coronal": ("x", 90, "ASL"),
+    "oblique": ("x", 17, "SPL"),
+}
+
+
+@pytest.mark.parametrize(("axis", "degrees", "codes"), TURNS.values(), ids=TURNS)
+def test_a_turned_copy_is_turned(real_series: Path, tmp_path: Path, axis: str, degrees: float, codes: str) -> None:
+    """ASM-30, ASM-35: names and numbers in another order, so that positions alone tell where a slice lies."""
+    files = sorted((real_series / "mr-ge-mr750-brain-study/13-HippoCrop").iterdir())
+    turn = Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
+    for n, path in enumerate(files):
+        ds = dcmread(path)
+        cosines = np.array(ds.ImageOrientationPatient, float).reshape(2, 3) @ turn.T
+        ds.ImageOrientationPatient = [f"{value:.8f}" for value in cosines.ravel()]
+        ds.ImagePositionPatient = [f"{value:.5f}" for value in turn @ np.array(ds.ImagePositionPatient, float)]
+        ds.InstanceNumber = 7 * n % 32 + 1
+        ds.save_as(tmp_path / f"{13 * n % 32:02d}.dcm")
+    before, after = _volume(files), _volume(sorted(tmp_path.iterdir()))
+    assert np.array_equal(before.voxels, after.voxels)
+    assert after.grid.axis_codes == codes
+    assert after.grid.affine[:3] == pytest.approx(turn @ before.grid.affine[:3], abs=1e-3)
+
+
+def _volume(files: Sequence[Path]) -> Volume:
+    """The one stack of some files."""
+    headers = [read_header(path) for path in files]
+    paths = {header.sop_instance_uid: path for header, path in zip(headers, files, strict=True)}
+    (answer,) = route(split_series(headers, paths), SENDER, [EVERYTHING], MODELS)
+    assert isinstance(answer, Routed)
+    return read_volume(answer.stack, paths)[0]

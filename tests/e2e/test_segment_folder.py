@@ -132,7 +132,7 @@ def test_a_second_run_leaves_the_first_alone_and_makes_the_same_objects(brain: B
 
 
 def test_the_table_for_people_has_every_organ_and_the_folder(brain: Brain) -> None:
-    for word in ("organ", "mL", "measured", "seg.dcm", "not segmented", "T1post"):
+    for word in ("organ", "mL", "measured", "seg.dcm", "what became of each stack", "no model for it", "T1post"):
         assert word in brain.shown
     assert "built-in rules" in brain.remarks
     assert "PGBM" not in brain.shown + brain.remarks, "no patient's identity in the output (SEC-20)"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 
 from engines.backends.base import Placement
 from engines.backends.torch import TorchBackend
@@ -27,7 +27,8 @@ from engines.model.bundle import Contents, ParityCrop, write_bundle
 from engines.model.network import tensors
 from engines.model.plan import Architecture, Channel, Intensities, Plan, Resampling
 from node.dicom import scu
-from node.domain.job import DeliveryState, Destination, JobState
+from node.domain.history import PartRecord
+from node.domain.job import DeliveryState, Destination, JobState, ObjectKind
 from node.domain.series import SeriesState
 from node.errors import PeerUnavailable
 from node.selftest.archive import Archive, Behaviour
@@ -145,10 +146,16 @@ class Node:
     acknowledged: dict[str, set[str]] = field(default_factory=dict)
     """SOP Instance UIDs answered 0000, by series."""
 
-    def start(self, *roles: str) -> None:
+    @property
+    def data(self) -> Path:
+        """Spool, journal and the engine's data base."""
+        return self.folder / "data"
+
+    def start(self, *roles: str, program: Sequence[str] = ("-m", "node.cli")) -> None:
+        """Start roles; `program` is what Python runs of them."""
         for role in roles or ("listener", "worker", "segmenter"):
             log = (self.folder / f"{role}.log").open("ab")
-            command = [sys.executable, "-m", "node.cli", "role", role, "--config", str(self.config)]
+            command = [sys.executable, *program, "role", role, "--config", str(self.config)]
             environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
             self.processes[role] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         if "listener" in (roles or ("listener",)):
@@ -180,6 +187,7 @@ class Node:
     def stop(self) -> None:
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGCONT)
         for process in self.processes.values():
             try:
                 process.wait(40)
@@ -212,18 +220,26 @@ class Node:
 
     def send_fast(self, paths: Sequence[Path]) -> None:
         """One association for all; every one must be taken."""
-        headers = [dcmread(path, stop_before_pixels=True) for path in paths]
+        headers = self._headers(paths)
         files = [
             (p, str(h.SOPClassUID), str(h.SOPInstanceUID), str(h.file_meta.TransferSyntaxUID))
             for p, h in zip(paths, headers, strict=True)
         ]
         answers = scu.send(self.destination, files, lambda _: None)
         assert all(answer.is_stored for answer in answers)
-        for header in headers:
+        self.took(paths)
+
+    def took(self, paths: Sequence[Path]) -> None:
+        """Note what was answered 0000."""
+        for header in self._headers(paths):
             self.acknowledged.setdefault(str(header.SeriesInstanceUID), set()).add(str(header.SOPInstanceUID))
 
+    @staticmethod
+    def _headers(paths: Sequence[Path]) -> list[Dataset]:
+        return [dcmread(path, stop_before_pixels=True) for path in paths]
+
     def journal(self) -> Journal:
-        return Journal.open(f"sqlite:///{self.folder / 'data' / 'journal.db'}")
+        return Journal.open(f"sqlite:///{self.data / 'journal.db'}")
 
     def settled(self) -> bool:
         """Whether everything that was acknowledged has come to its end."""
@@ -247,6 +263,13 @@ class Node:
     def reports(self) -> list[Path]:
         """The reports that the archive holds, in the order in which they came."""
         return [kept.path for kept in self.archive.objects(SR)]
+
+    def sources(self, report: Path) -> set[str]:
+        """The instances that a result says it was made from."""
+        ds = dcmread(report)
+        studies = ds.CurrentRequestedProcedureEvidenceSequence
+        items = [item for study in studies for item in study.ReferencedSeriesSequence]
+        return {str(ref.ReferencedSOPInstanceUID) for item in items for ref in item.ReferencedSOPSequence}
 
     def pdfs(self) -> int:
         return len(self.archive.objects(PDF))
@@ -306,7 +329,21 @@ def check_invariant(node: Node) -> None:
             placed |= {i.sop_instance_uid for i in record.instances if i.state != "kept"}
             assert acknowledged <= placed, f"{len(acknowledged - placed)} acknowledged slices have no terminal reason"
             assert all(p.job_id is not None or p.reason for p in newest)
+            for part in newest:
+                _check_report(node, journal, part)
             _check_sent(node, journal, series_uid)
+
+
+def _check_report(node: Node, journal: Journal, part: PartRecord) -> None:
+    """The report of a scan, where it was sent, names each slice of it."""
+    job = None if part.job_id is None else journal.show_job(part.job_id)
+    if job is None or job.job.state is not JobState.DONE:
+        return
+    sent = {d.sent_sop_instance_uid for d in job.deliveries if d.kind is ObjectKind.SR and d.sent_sop_instance_uid}
+    for kept in node.archive.objects(SR):
+        if kept.sop_instance_uid in sent:
+            missing = set(part.sop_instance_uids) - node.sources(kept.path)
+            assert not missing, f"the newest report lacks {len(missing)} slices"
 
 
 def _check_sent(node: Node, journal: Journal, series_uid: str) -> None:
@@ -357,7 +394,13 @@ def make_node(fast: Path, models: Path, tmp_path: Path) -> Iterator[Callable[...
 
 
 def _toml(
-    port: int, archive: Archive, models: Path, quiet_s: float, force_s: float = 90.0, retry_s: float = 0.5
+    port: int,
+    archive: Archive,
+    models: Path,
+    quiet_s: float,
+    force_s: float = 90.0,
+    retry_s: float = 0.5,
+    reserve_bytes: int = 1_000_000,
 ) -> str:
     return f"""
 [node]
@@ -395,7 +438,7 @@ quiet_s = {quiet_s}
 released_quiet_s = {quiet_s}
 force_s = {force_s}
 [spool]
-reserve_bytes = 1000000
+reserve_bytes = {reserve_bytes}
 [monitor]
 listener_port = 0
 worker_port = 0

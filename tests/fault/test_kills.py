@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -105,3 +106,33 @@ def test_the_engines_data_base_is_deleted_while_the_node_is_stopped(make_node: M
     node.await_end()
     node.check()
     assert (len(node.segs()), len(node.reports()), node.pdfs()) == (1, 1, 1)
+
+
+def test_killed_at_random(make_node: MakeNode, scan: Scan) -> None:
+    """Half a minute of kill -9 at moments that a seed chooses, while five series come in; each series has one result.
+
+    No role is killed three times: one row may meet every death, and three deaths end it.
+    """
+    chance = random.Random(20)
+    victims = [("listener",), ("listener",), ("worker",), ("segmenter",), ("listener", "worker", "segmenter")]
+    chance.shuffle(victims)
+    node = make_node(quiet_s=5.0)
+    node.start()
+    series = [scan("random", seed) for seed in range(5)]
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(lambda: [node.send(paths) for paths in series])
+        for roles in victims:
+            time.sleep(chance.uniform(2.0, 6.0))
+            node.kill(*roles)
+            time.sleep(chance.uniform(0.0, 1.0))
+            node.start(*roles)
+        sent.result()
+    node.await_end()
+    node.check()
+    for uid in node.acknowledged:
+        with node.journal() as journal:
+            jobs = [job for job in journal.show_series(uid).jobs if job.state is not JobState.CANCELLED]
+            sent_uids = [d.sent_sop_instance_uid for job in jobs for d in journal.deliveries_of(job.id)]
+        assert {job.state for job in jobs} == {JobState.DONE}
+        assert (len(jobs), len(set(sent_uids))) == (1, 3), "a series has more than one SEG, SR and PDF"
+    assert (len(node.segs()), len(node.reports()), node.pdfs()) == (5, 5, 5)

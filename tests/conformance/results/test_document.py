@@ -13,8 +13,9 @@ import pikepdf
 import pytest
 from PIL import Image
 from pydicom import Dataset, dcmread
+from scipy import ndimage
 
-from engines.volume import LabelMap
+from engines.volume import Grid, LabelMap, Volume
 from node.dicom.compose import compose
 from node.dicom.composition import Composition, ResultStyle
 from node.dicom.document import overlay_png, readable_ml, render_pdf
@@ -149,3 +150,20 @@ def test_overlay_has_three_planes_and_a_legend(small: Acquisition, composition_o
     pixels = np.asarray(Image.open(BytesIO(png)).convert("RGB")).reshape(-1, 3).astype(int)
     for finding in c.findings.present:
         assert np.count_nonzero(np.abs(pixels - finding.segment.colour).max(axis=1) < 8) > 100, finding.segment.name
+
+
+@pytest.mark.parametrize("labels", [2, 60])
+def test_the_legend_of_the_overlay_is_never_cut(labels: int) -> None:
+    """Names as long as they are, and more labels than a column holds: all of it lies inside the picture."""
+    grid = Grid((8, 70, 9), np.diag([2.0, 2.0, 2.0, 1.0])[[2, 1, 0, 3]])
+    drawn = np.zeros(grid.shape, dtype=np.uint8)
+    drawn[:, 1 : labels + 1] = np.arange(1, labels + 1)[None, :, None]
+    names = {label: f"a_structure_with_a_name_that_is_long_{label}" for label in range(1, labels + 1)}
+    volume = Volume(grid, np.linspace(-100, 100, drawn.size, dtype=np.float32).reshape(grid.shape), "CT")
+    png = overlay_png(volume, LabelMap(grid, drawn, names), {}, dict.fromkeys(names, 1234.5))
+    pixels = np.asarray(Image.open(BytesIO(png)).convert("RGB"))
+    assert np.ptp(pixels[:, -14:], axis=(0, 1)).max() == 0
+    assert np.ptp(pixels[-14:], axis=(0, 1)).max() == 0
+    # A swatch is the only thing in the legend that has a colour: so many rows and columns of them there are.
+    swatches = ndimage.label(np.ptp(pixels[:, 1316:].astype(int), axis=2) > 60)[1]
+    assert swatches == labels

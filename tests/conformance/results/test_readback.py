@@ -103,6 +103,15 @@ def item(ds: Dataset, concept: str) -> Dataset:
     return next(one for one in group(ds).ContentSequence if one.ConceptNameCodeSequence[0].CodeValue == concept)
 
 
+def other_predecessor() -> Dataset:
+    """A document that nobody was sent."""
+    study, series, document = Dataset(), Dataset(), Dataset()
+    document.ReferencedSOPClassUID, document.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.88.34", "1.2.3"
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = "1.2.4", [document]
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = "1.2.5", [series]
+    return study
+
+
 SR: dict[str, Change] = {
     "volume": lambda ds: setattr(item(ds, "118565006").MeasuredValueSequence[0], "NumericValue", "17.5"),
     "unit": lambda ds: setattr(
@@ -113,6 +122,7 @@ SR: dict[str, Change] = {
     "segmentation": lambda ds: setattr(item(ds, "121191").ReferencedSOPSequence[0], "ReferencedSOPInstanceUID", "1.2"),
     "tracking": lambda ds: setattr(item(ds, "112040"), "UID", "1.2.3"),
     "verification": lambda ds: setattr(ds, "VerificationFlag", "VERIFIED"),
+    "predecessor": lambda ds: setattr(ds, "PredecessorDocumentsSequence", [other_predecessor()]),
     "evidence": lambda ds: ds.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence.pop(),
 }
 PDF: dict[str, Change] = {

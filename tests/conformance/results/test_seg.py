@@ -90,6 +90,26 @@ def test_highdicom_rebuilds_the_volume(
 
 
 @pytest.mark.parametrize("variant", sorted(BOTH))
+def test_empty_frames_are_kept_where_a_destination_wants_them(
+    variant: str,
+    tmp_path: Path,
+    small: Acquisition,
+    composition_of: Callable[..., Composition],
+    dciodvfy: Callable[[Path], list[str]],
+) -> None:
+    """RES-4: a frame for each plane, of BINARY for each segment; read back as all others, and another object."""
+    c = composition_of(small)
+    made = {each.variant: each for each in compose(c, tmp_path, frozenset({variant, f"{variant}-whole"}), pdf=False)}
+    plain, whole = (dcmread(made[name].path) for name in (variant, f"{variant}-whole"))
+    each_plane = len(c.stack.frames) * (len(c.findings.present) if variant == "binary" else 1)
+    assert plain.NumberOfFrames < whole.NumberOfFrames == each_plane
+    assert whole.SOPInstanceUID != plain.SOPInstanceUID
+    assert dciodvfy(made[f"{variant}-whole"].path) == []
+    report = dcmread(made[f"comprehensive3d-{variant}-whole"].path)
+    assert whole.SOPInstanceUID in str(report.CurrentRequestedProcedureEvidenceSequence)
+
+
+@pytest.mark.parametrize("variant", sorted(BOTH))
 @pytest.mark.parametrize("tilt", [True, False])
 def test_sheared_and_uneven_stacks_keep_their_own_planes(
     tilt: bool,

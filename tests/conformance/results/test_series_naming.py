@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from node.config import NodeSection, Settings
 from node.dicom.composition import Composition, ResultStyle
 from node.dicom.result_header import series_description, series_number, start_result
 from node.domain.job import ObjectKind
 from node.domain.stack import Stack
 from node.selftest.scanner import Acquisition
+from node.service.house import result_style
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_generated_times_are_in_the_zone_that_is_stated(
             ds.TimezoneOffsetFromUTC = source
 
     made_at = datetime(2026, 7, 1, 12, 30, tzinfo=UTC)
-    c = composition_of(small, edit=edit, style=ResultStyle(timezone=site), made_at=made_at)
+    c = composition_of(small, edit=edit, style=ResultStyle(utc_offset=lambda _: site), made_at=made_at)
     header = start_result(c, ObjectKind.PDF, "pdf", "1.2.840.10008.5.1.4.1.1.104.1", "1.2.840.10008.1.2.1")
     assert (header.TimezoneOffsetFromUTC, header.ContentTime, header.StudyTime) == (stated, time, "101500")
 
@@ -91,3 +93,15 @@ def test_no_zone_is_stamped_where_none_is_known(small: Acquisition, composition_
     """Fact 12: never that of the machine."""
     c = composition_of(small)
     assert "TimezoneOffsetFromUTC" not in start_result(c, ObjectKind.PDF, "pdf", "1.2", "1.2.840.10008.1.2.1")
+
+
+def test_summer_time_is_that_of_each_result(small: Acquisition, composition_of: Callable[..., Composition]) -> None:
+    """A process that runs through the change of the clocks states the offset of the day."""
+    style = result_style(Settings(node=NodeSection(timezone="Europe/Berlin")))
+    c = composition_of(small, style=style)
+    stated = []
+    for month in (1, 7):
+        made = dataclasses.replace(c, made_at=datetime(2026, month, 1, 12, 30, tzinfo=UTC))
+        header = start_result(made, ObjectKind.PDF, "pdf", "1.2", "1.2.840.10008.1.2.1")
+        stated.append((header.TimezoneOffsetFromUTC, header.ContentTime))
+    assert stated == [("+0100", "133000"), ("+0200", "143000")]

@@ -216,8 +216,10 @@ def test_parts_without_a_side_are_told_by_a_topographical_modifier(
 def test_flags_order_and_predecessor(rich: Composition, tmp_path: Path, dciodvfy: Callable[[Path], list[str]]) -> None:
     """RES-11, RES-13, RES-34, and the order that the report answers (3.3)."""
     earlier = Predecessor(SR_CLASSES["comprehensive3d"], "1.2.3.4", rich.sources[0].StudyInstanceUID, "1.2.3")
-    again = dataclasses.replace(rich, revision=2, predecessor=earlier)
-    path = reports(again, tmp_path)["comprehensive3d-binary"]
+    again = dataclasses.replace(rich, revision=2, predecessors=(earlier,))
+    made = reports(again, tmp_path)
+    assert "PredecessorDocumentsSequence" not in dcmread(made["comprehensive3d-binary"])
+    path = made["comprehensive3d-binary-after-1.2.3.4"]
     assert dciodvfy(path) == []
     report = dcmread(path)
     assert (report.CompletionFlag, report.VerificationFlag) == ("COMPLETE", "UNVERIFIED")
@@ -232,7 +234,7 @@ def test_flags_order_and_predecessor(rich: Composition, tmp_path: Path, dciodvfy
 
 def test_site_may_drop_preliminary_and_research(rich: Composition, tmp_path: Path) -> None:
     """RES-11, RES-13: by a setting only; VERIFIED is not among them."""
-    style = ResultStyle(research_use=False, preliminary=False, timezone="+0130")
+    style = ResultStyle(research_use=False, preliminary=False, utc_offset=lambda _: "+0130")
     report = dcmread(reports(dataclasses.replace(rich, style=style), tmp_path)["comprehensive3d-binary"])
     assert "PreliminaryFlag" not in report
     assert "ContentQualification" not in report

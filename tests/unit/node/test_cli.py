@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -15,11 +16,14 @@ from pathlib import Path
 import pytest
 
 from node.cli import main, parser
-from node.commands.check import peer_lines
+from node.commands.records import _result
 from node.commands.setup import example
 from node.commands.terminal import age, document, harmless, plain, table
 from node.config import load_settings, parse_settings
+from node.dicom.scp import Refusal
+from node.domain.admission import peer_lines
 from node.domain.instance import ReceivedInstance, Sender
+from node.monitor.logs import hashed, site_key
 from node.store.journal import Journal
 
 ROOT = Path(__file__).parents[3]
@@ -184,6 +188,11 @@ def test_init_writes_a_file_that_loads_and_private_folders(tmp_path: Path, capsy
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+def test_remarks_of_the_written_file_stand_below_one_another(node: Path) -> None:
+    lines = node.read_text(encoding="utf-8").splitlines()
+    assert len({line.index("# ") for line in lines if line.startswith(("ae_title =", "data_dir =", "serial ="))}) == 1
+
+
 def test_two_nodes_get_two_serials(tmp_path: Path) -> None:
     """RES-20: the serial is part of every result's UID."""
     assert main(["init", "--folder", str(tmp_path / "a")]) == main(["init", "--folder", str(tmp_path / "b")]) == 0
@@ -234,6 +243,16 @@ def test_series_are_listed_and_one_is_shown_with_its_history(
         assert word in shown
 
 
+def test_the_result_of_a_job_is_a_table_for_people() -> None:
+    found = [{"segment": "Liver", "outcome": "measured", "volume_ml": 1848.0000000003, "flags": ["a", "b"]}]
+    shown = _result({"findings": found, "flags": [], "seconds": {"load": 3.381, "compose": 56.349}})
+    assert [line.split() for line in shown.splitlines()] == [
+        ["organ", "mL", "outcome", "remarks"],
+        ["Liver", "1848.00", "measured", "a;", "b"],
+        ["seconds", "load", "3.38,", "compose", "56.35"],
+    ]
+
+
 def test_series_as_json_have_no_patient_in_them(
     node: Path, journal: Journal, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,7 +265,7 @@ def test_series_as_json_have_no_patient_in_them(
     assert datetime.fromisoformat(row["last_received_at"]).tzinfo is not None
     assert main(["series", str(row["id"]), "--json", "--config", str(node)]) == 0
     one = out(capsys)
-    assert {"summary", "instances", "parts", "jobs", "events"} == set(json.loads(one))
+    assert {"summary", "instances", "parts", "jobs", "events", "in_log"} == set(json.loads(one))
     assert "CANARY" not in text + one
 
 
@@ -322,6 +341,16 @@ def test_check_lists_decoders_models_and_disk(node: Path, capsys: pytest.Capture
     assert any(subject.startswith("model ") for subject in found)
 
 
+def test_check_waits_for_no_heavy_library(node: Path) -> None:
+    """It runs before each start of the service, and while a person waits."""
+    code = (
+        "import sys; from node.cli import main\n"
+        f"main(['check', '--offline', '--config', {str(node)!r}])\n"
+        "assert not {'torch', 'openvino', 'highdicom', 'dbos', 'nnunetv2'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
 def test_check_fails_without_a_data_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "node.toml"
     file.write_text("", encoding="utf-8")
@@ -359,6 +388,54 @@ def test_check_says_who_was_refused_and_what_to_add(
     assert "\x1b" not in remark["mend"]
     assert main(["check", "--config", str(node)]) in {0, 1}
     assert "\x1b" not in out(capsys)
+
+
+def test_check_says_which_roles_run(node: Path, journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
+    """A node that was stopped is no fault; one that has lost a role is."""
+    capsys.readouterr()
+    assert "node" not in checks(node, capsys)[1]
+    now = datetime.now(UTC)
+    journal.role_seen("hilum-worker-0", "worker", 7, now)
+    assert [item["text"] for item in checks(node, capsys)[1]["node"]] == ["hilum-worker-0 runs"]
+    path = load_settings(node).node.data_dir / "journal.db"
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE role SET seen_at = ?", (int((now.timestamp() - 3 * 3600) * 1e6),))
+    (stopped,) = checks(node, capsys)[1]["node"]
+    assert (stopped["level"], stopped["text"]) == ("ok", "does not run: hilum-worker-0 last seen 3 h ago")
+    journal.role_seen("hilum-listener-0", "listener", 8, now)
+    levels = {item["text"].split()[0]: item["level"] for item in checks(node, capsys)[1]["node"]}
+    assert levels == {"hilum-worker-0": "warn", "hilum-listener-0": "ok"}
+
+
+def test_a_series_is_shown_with_what_the_log_calls_it(
+    node: Path, journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SEC-20: the log holds a keyed hash, and only who has the key can go from one to the other."""
+    receive(journal)
+    key = site_key(load_settings(node).node.data_dir / "log.key")
+    capsys.readouterr()
+    assert main(["series", "1", "--config", str(node)]) == 0
+    assert re.search(rf"in the log +{hashed('1.2.3', key)}", out(capsys))
+    assert main(["series", "1", "--json", "--config", str(node)]) == 0
+    assert json.loads(out(capsys))["in_log"] == hashed("1.2.3", key)
+
+
+def test_check_says_what_would_help_each_one_who_was_refused(
+    node: Path, journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lines to add help only who is not on the list; whom the file lets in by now is no warning any more."""
+    for number, refusal in enumerate(Refusal):
+        journal.refused_peer("CT1", f"CALLED{number}", "10.1.2.3", str(refusal))
+    capsys.readouterr()
+    found = checks(node, capsys)[1]["refused"]
+    assert len(found) == len(Refusal)
+    assert all(item["mend"] and "once" in item["text"] for item in found)
+    assert sum("[[peer]]\nname" in item["mend"] for item in found) == 1
+    text = node.read_text(encoding="utf-8") + peer_lines("CT1", "10.1.2.0/24")
+    node.write_text(text, encoding="utf-8")
+    (known,) = [item for item in checks(node, capsys)[1]["refused"] if "refused_peer" in item["text"]]
+    assert known["level"] == "ok"
+    assert "[[peer]] ct1 lets it in" in known["text"]
 
 
 def test_the_lines_to_add_let_an_ordinary_peer_in() -> None:

@@ -378,6 +378,64 @@ def test_a_journal_that_is_away_fails_nothing(journal: Journal) -> None:
     assert job_of(journal, job_id).state is JobState.RUNNING
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_locked_journal_is_no_death_of_the_job(journal: Journal, begun: bool) -> None:
+    """However often the data base is locked, the job is given back and due again; the poison counter stands still."""
+    job_id = queued_job(journal)
+    leases = Leases(journal, dict.fromkeys(Station, 60.0), lambda: None, period_s=0.01)
+
+    def run(row_id: int, attempt: int) -> str:
+        if begun:
+            assert journal.begin_job(row_id, attempt) is not None
+        raise JournalUnavailable("database is locked")
+
+    call = guarded(Station.SEGMENT, run, journal, leases, lambda: None)
+    leases.start()
+    for attempt in range(1, 7):
+        assert call(job_id, attempt) == "journal_unavailable"
+        deadline = time.monotonic() + 5.0
+        while job_of(journal, job_id).attempt == attempt and time.monotonic() < deadline:
+            time.sleep(0.01)
+    leases.stop()
+    job = job_of(journal, job_id)
+    assert (job.state, job.attempt, job.starts) == (JobState.QUEUED, 7, 0)
+
+
+def test_a_locked_journal_is_no_death_where_a_sweep_is_quicker(journal: Journal, engine: Engine, sweep: Sweep) -> None:
+    """The lease lapsed while the data base was locked; nor does a stop forget what is to be given back."""
+    job_id = queued_job(journal)
+    leases = Leases(journal, dict.fromkeys(Station, 60.0), lambda: None)
+
+    def run(row_id: int, attempt: int) -> str:
+        journal.begin_job(row_id, attempt)
+        raise JournalUnavailable("database is locked")
+
+    guarded(Station.SEGMENT, run, journal, leases, lambda: None)(job_id, 1)
+    (row,) = journal.work(Station.SEGMENT)
+    assert journal.take_over(row, "lease_lapsed")
+    leases._beat_once()
+    job = job_of(journal, job_id)
+    assert (job.attempt, job.starts) == (2, 0)
+    guarded(Station.SEGMENT, run, journal, leases, lambda: None)(job_id, 2)
+    leases.start()
+    assert leases.stop() == ((Station.SEGMENT, job_id, 2),)
+
+
+def test_a_lock_while_a_bug_is_noted_is_no_death_either(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug is met again at the next try, and noted then."""
+    job_id = queued_job(journal)
+
+    def run(row_id: int, attempt: int) -> str:
+        journal.begin_job(row_id, attempt)
+        raise ZeroDivisionError
+
+    def locked(*_: Any, **__: Any) -> bool:
+        raise JournalUnavailable("locked")
+
+    monkeypatch.setattr(journal, "fail", locked)
+    assert _call(journal, run)(job_id, 1) == "journal_unavailable"
+
+
 def test_pickles_are_refused() -> None:
     """T15: DBOS would run code from a row of its data base; the names that this rests on are still there."""
     import dbos._serialization

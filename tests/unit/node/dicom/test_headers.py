@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from node.dicom import headers
 from node.dicom.headers import file_meta_uids, read_header, read_source
 from node.domain.instance import MANUFACTURER, MODEL_NAME, InstanceHeader
 from node.errors import CannotUnderstand
@@ -51,6 +54,22 @@ def _image(modality: str = "CT", **changes: object) -> Dataset:
     return ds
 
 
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error")])
+@pytest.mark.parametrize("read", [read_header, read_source])
+def test_what_the_machine_says_is_no_word_about_the_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, read: Callable[[Path], object]
+) -> None:
+    """It may be read later, so it must not end as an object that cannot be understood."""
+    path = _saved(_image(), tmp_path)
+
+    def broken(*_: object, **__: object) -> Dataset:
+        raise error
+
+    monkeypatch.setattr(headers, "dcmread", broken)
+    with pytest.raises(type(error)):
+        read(path)
+
+
 def _read(ds: Dataset, folder: Path, **given: str) -> InstanceHeader:
     return read_header(_saved(ds, folder), **given)
 
@@ -64,6 +83,17 @@ def _saved(ds: Dataset, folder: Path) -> Path:
 
 def _words(header: InstanceHeader) -> list[str]:
     return [defect.partition(":")[0] for defect in header.defects]
+
+
+@pytest.mark.parametrize("spelling", ["Doe^Jane^", "Doe^Jane^^^", "Doe^Jane "])
+def test_one_name_in_two_spellings_is_one_patient(tmp_path: Path, spelling: str) -> None:
+    """ASM-8: trailing separators of a name mean nothing (PS3.5 6.2.1.1); another name is another name."""
+    one, same = (_read(_image(PatientName=name), tmp_path) for name in ("Doe^Jane", spelling))
+    assert same.identity == one.identity
+    assert same.copied == one.copied
+    other = _read(_image(PatientName="Doe^^Jane"), tmp_path)
+    assert other.identity != one.identity
+    assert other.copied != one.copied
 
 
 def test_a_plain_image(tmp_path: Path) -> None:

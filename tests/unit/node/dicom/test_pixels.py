@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import tracemalloc
 from collections.abc import Sequence
@@ -43,6 +44,12 @@ ALL = {
 def test_every_transfer_syntax_of_the_table_has_a_working_decoder() -> None:
     """NET-6, REQUIREMENTS 1.2."""
     assert set(decoders()) == ALL
+
+
+def test_the_test_of_the_decoders_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    """`hilum check` and the logs hold our words only: libjpeg writes past Python, to standard error itself."""
+    decoders()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_missing_decoder_takes_its_transfer_syntaxes_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,6 +402,25 @@ def _blank(planes: Planes, thickness_mm: Sequence[float] | None = None) -> list[
             ds.SliceThickness = thickness_mm[n]
         sets.append(ds)
     return sets
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ENOSPC, None])
+def test_what_the_machine_says_is_no_word_about_the_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
+    """An error of the system may pass, so it flies; a decoder's own OSError has no number, and speaks of the frame."""
+    path = tmp_path / "one.dcm"
+    next(datasets(Acquisition(planes_around(pixel_mm=(8.0, 8.0), step_mm=12.0), CT))).save_as(
+        path, enforce_file_format=True
+    )
+    header = read_header(path)
+
+    def broken(*_: object, **__: object) -> Any:
+        raise OSError("broken data stream") if code is None else OSError(code, "no")
+
+    monkeypatch.setattr(decoding, "iter_pixels", broken)
+    with pytest.raises(Unsuitable if code is None else OSError):
+        next(stored_frames(path, header, [0]))
 
 
 def _there_and_back(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -223,3 +226,64 @@ def test_results_are_fetched_by_get(archive: Archive, tmp_path: Path) -> None:
 def test_peer_without_get(scripted: Callable[..., Destination], tmp_path: Path) -> None:
     with pytest.raises(PermanentlyRefused, match="C-GET"):
         scu.fetch_by_get(scripted(lambda event: 0), "1.2.3", [CT], tmp_path)
+
+
+SEG, LABELMAP, RLE = (
+    UID("1.2.840.10008.5.1.4.1.1.66.4"),
+    UID("1.2.840.10008.5.1.4.1.1.66.7"),
+    UID("1.2.840.10008.1.2.5"),
+)
+ENCODINGS = {str(LABELMAP): [str(RLE)], str(SEG): [str(EXPLICIT)]}
+
+
+def taken(destination: Destination) -> dict[str, bool]:
+    """What a peer takes of our SEG, as it is encoded."""
+    with scu.Outbound(destination, [SEG, LABELMAP], ENCODINGS) as outbound:
+        return {"binary": outbound.takes(SEG, EXPLICIT), "labelmap": outbound.takes(LABELMAP, RLE)}
+
+
+@pytest.mark.parametrize(
+    ("of_seg", "of_labelmap", "answers"),
+    [
+        ([EXPLICIT], [RLE], {"binary": True, "labelmap": True}),
+        ([IMPLICIT], [RLE, EXPLICIT], {"binary": True, "labelmap": True}),
+        ([EXPLICIT], [EXPLICIT, IMPLICIT], {"binary": True, "labelmap": False}),
+        ([RLE], [RLE], {"binary": False, "labelmap": True}),
+        ([EXPLICIT], [], {"binary": True, "labelmap": False}),
+    ],
+)
+def test_what_a_peer_takes_is_asked_of_class_and_encoding(
+    of_seg: list[UID], of_labelmap: list[UID], answers: dict[str, bool]
+) -> None:
+    """RES-2, RES-21: a LABELMAP is RLE, and frozen; where only another encoding was accepted, it cannot go."""
+    entity = AE(ae_title="ARCHIVE")
+    entity.add_supported_context(SEG, of_seg)
+    if of_labelmap:
+        entity.add_supported_context(LABELMAP, of_labelmap)
+    server = entity.start_server(("127.0.0.1", 0), block=False)
+    try:
+        assert taken(at(server.server_address[1])) == answers
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("syntaxes", "labelmap"), [("+xr", True), ("+x=", False)])
+def test_dcmtk_is_asked_the_same(tmp_path: Path, syntaxes: str, labelmap: bool) -> None:
+    """NET-38 with storescp: it takes every class, and RLE only where it was told to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    peer = subprocess.Popen(["/usr/bin/storescp", "-pm", syntaxes, "-aet", "ARCHIVE", "-od", str(tmp_path), str(port)])
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                answers = taken(at(port))
+                break
+            except PeerUnavailable:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        assert answers == {"binary": True, "labelmap": labelmap}
+    finally:
+        peer.terminate()
+        peer.wait(10)

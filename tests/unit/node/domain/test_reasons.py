@@ -19,6 +19,7 @@ CONSTANTS = {
     "IDENTITY_CONFLICT",
     "UID_IN_TWO_SERIES",
     "INPUTS_PURGED",
+    "SET_ASIDE",
     "UNREADABLE",
     "_NOTHING_LEFT",
     "MISSING_SLICES",
@@ -71,3 +72,11 @@ def test_a_word_stands_in_one_group() -> None:
 def test_every_reason_is_explained_to_the_operator(reason: str) -> None:
     text = (ROOT / "docs" / "operate.md").read_text()
     assert f"| `{reason}` | {REASONS[reason]} |" in text
+
+
+def test_no_reason_is_explained_that_nothing_gives() -> None:
+    """The other direction: what stands in the tables of scans is one of ours."""
+    text = (ROOT / "docs" / "operate.md").read_text()
+    tables = text.partition("## Reasons")[2].partition("**Of jobs and deliveries**")[0]
+    explained = re.findall(r"^\| `([a-z_]+)` \|", tables, re.MULTILINE)
+    assert sorted(explained) == sorted(REASONS)

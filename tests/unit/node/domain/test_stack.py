@@ -690,6 +690,91 @@ def test_exclusions(reason: str, quarantined: bool, frame: dict[str, object], he
     assert part.detail
 
 
+CUT = ("pixel_length: 10 bytes where 20 belong",)
+
+
+@pytest.mark.parametrize("at", [0, 5, 11], ids=["first", "inside", "last"])
+@pytest.mark.parametrize("defect", [CUT, ("no_rescale: none",), ("transfer_syntax: 1.2 is not read",)])
+def test_a_slice_that_cannot_be_used_leaves_a_gap(at: int, defect: tuple[str, ...]) -> None:
+    """ASM-4, ASM-40: at the end of a scan too, where positions alone cannot show it; the slice is named."""
+    headers = _series([2.0 * n for n in range(12)])
+    headers[at] = replace(headers[at], defects=defect)
+    gapped, broken = split(headers)
+    assert isinstance(gapped, Unstackable)
+    assert (gapped.reason, len(gapped.frames), len(broken.frames)) == ("missing_slices", 11, 1)
+    assert f"instance {at + 1} ({defect[0]})" in gapped.detail
+    across, block = across_gaps(gapped), largest_block(gapped)
+    assert isinstance(across, Stack)
+    assert isinstance(block, Stack)
+    assert (len(across.frames), len(block.frames)) == (11, 6 if at == 5 else 11)
+    assert "partial" in across.flags
+    assert "partial" in block.flags
+
+
+def test_an_unread_header_leaves_a_gap_in_every_scan() -> None:
+    """ASM-4: nobody knows where the slice would lie."""
+    headers = _interleaved([{"echo_time": 5.0}, {"echo_time": 50.0}])
+    parts = split(headers, unread=["1.2.9"])
+    assert [part.reason for part in parts if isinstance(part, Unstackable)] == ["missing_slices"] * 2
+    assert all("1.2.9" in part.detail for part in parts if isinstance(part, Unstackable))
+
+
+def test_a_header_that_ends_before_the_rows_leaves_a_gap() -> None:
+    """ASM-40: cut between two elements, so that the listener could not see it."""
+    headers = _series([2.0 * n for n in range(12)])
+    bare = replace(headers[11].frames[0], pixel_spacing_mm=None)
+    headers[11] = replace(headers[11], rows=0, columns=0, samples_per_pixel=0, frames=(bare,))
+    gapped, broken = split(headers)
+    assert isinstance(gapped, Unstackable)
+    assert isinstance(broken, Unstackable)
+    assert (gapped.reason, broken.reason, broken.quarantined) == ("missing_slices", "no_pixel_data", True)
+
+
+def test_a_broken_slice_whose_place_is_taken_leaves_none() -> None:
+    """The sender made it again, under another UID."""
+    headers = _series([2.0 * n for n in range(12)])
+    broken = replace(headers[11], sop_instance_uid="1.2.9", defects=CUT)
+    assert [len(stack.frames) for stack in _stacks(split([*headers, broken]))] == [12]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rows": 64}, {"frame_of_reference_uid": "1.9"}, {"series_description": "Localizer"}],
+)
+def test_a_broken_image_of_another_kind_leaves_none(change: dict[str, object]) -> None:
+    headers = _series([2.0 * n for n in range(12)])
+    stray = replace(_series([24.0])[0], defects=CUT, **change)  # type: ignore[arg-type]
+    assert len(_stacks(split([*headers, stray]))) == 1
+
+
+def test_a_broken_slice_leaves_a_gap_in_its_own_echo_alone() -> None:
+    headers = _interleaved([{"echo_time": 5.0}, {"echo_time": 50.0}])
+    last = max((h for h in headers if h.frames[0].echo_time == 50.0), key=lambda h: h.frames[0].position_mm or ())
+    parts = split([replace(h, defects=CUT) if h is last else h for h in headers])
+    assert [stack.frames[0].frame.echo_time for stack in _stacks(parts)] == [5.0]
+    assert [part.reason for part in parts if isinstance(part, Unstackable)] == ["missing_slices", "pixel_length"]
+
+
+def test_a_page_without_a_place_leaves_none() -> None:
+    """A page of text in the class of CT: no rescale, no position, and nobody's slice."""
+    headers = _series([2.0 * n for n in range(12)])
+    page = replace(_series([0.0])[0], defects=("no_rescale: none",), frames=(_frame(position_mm=None),))
+    assert len(_stacks(split([*headers, page]))) == 1
+
+
+def test_doubles_beside_a_gap_are_not_taken_twice() -> None:
+    """ASM-4, ASM-23."""
+    headers = _series([2.0 * n for n in range(12) if n != 6])
+    again = [replace(h, sop_instance_uid=f"{h.sop_instance_uid}.9") for h in headers[2:5]]
+    digests = {(h.sop_instance_uid, 1): str(h.frames[0].position_mm) for h in [*headers, *again]}
+    gapped = _misfit(split([*headers, *again], digests))
+    assert (gapped.reason, len(gapped.frames), len(gapped.dropped)) == ("missing_slices", 11, 3)
+    for taken, dropped in ((across_gaps(gapped), 3), (largest_block(gapped), 8)):
+        assert isinstance(taken, Stack)
+        assert len(set(taken.geometry.distances_mm)) == len(taken.frames)
+        assert len(taken.dropped) == dropped
+
+
 def test_secondary_alone_never_excludes() -> None:
     """ASM-52: DERIVED\\SECONDARY\\AXIAL of a cropped MR is a scan."""
     headers = _mr([1.0 * n for n in range(32)], image_type=("DERIVED", "SECONDARY", "AXIAL"))
@@ -753,7 +838,7 @@ def test_every_frame_ends_once_and_order_of_arrival_changes_nothing(
     }
     parts = split(headers, digests)
     ended = [(f.sop_instance_uid, f.frame.number) for part in parts for f in part.frames]
-    ended += [(d.sop_instance_uid, d.frame_number) for part in parts if isinstance(part, Stack) for d in part.dropped]
+    ended += [(d.sop_instance_uid, d.frame_number) for part in parts for d in part.dropped]
     assert sorted(ended) == sorted((h.sop_instance_uid, f.number) for h in headers for f in h.frames)
     shuffled = data.draw(st.permutations(headers))
     assert split(shuffled, digests) == parts

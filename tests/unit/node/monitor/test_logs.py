@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import socket
 import stat
 import subprocess
 import sys
 import textwrap
+import tomllib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,10 @@ from pathlib import Path
 import pytest
 from pydicom import config
 from pydicom.dataset import Dataset
+from pynetdicom import AE, build_context
+from pynetdicom.sop_class import Verification
 
+from node.domain.admission import peer_lines
 from node.errors import CannotUnderstand
 from node.monitor import logs
 from node.monitor.logs import LogStyle, configure, hashed, redacted, site_key
@@ -59,18 +64,36 @@ def test_a_field_that_is_not_listed_is_left_out(lines: io.StringIO) -> None:
     assert not any(canary in lines.getvalue() for canary in CANARIES)
 
 
+def test_the_lines_to_add_for_a_refused_peer_can_be_copied(lines: io.StringIO) -> None:
+    """NET-13, SEC-21: still one line of the log, and TOML once its JSON is read; a peer's own words add no line."""
+    told = peer_lines('CT 1"\n[[peer]]', "10.1.2.3")
+    logging.getLogger("node.dicom.scp").warning("association_refused", extra={"line": told})
+    line = only_line(lines)["line"]
+    assert line == told
+    (peer,) = tomllib.loads(str(line))["peer"]
+    assert peer == {"name": "ct-1-peer", "ae_title": 'CT 1"\n[[peer]]', "addresses": ["10.1.2.3"]}
+
+
 def test_arguments_are_not_put_into_the_event(lines: io.StringIO) -> None:
     logging.getLogger("node.x").info("received %s", CANARIES[0])
     assert only_line(lines)["event"] == "received %s"
 
 
-@pytest.mark.parametrize("library", ["pydicom", "pynetdicom.acse", "highdicom.sr", "sqlalchemy.engine", "dbos", "x"])
+@pytest.mark.parametrize("library", ["pydicom", "highdicom.sr", "sqlalchemy.engine", "dbos", "x"])
 def test_the_words_of_a_library_are_dropped(lines: io.StringIO, library: str) -> None:
     logging.getLogger(library).error(f"invalid value for PatientName {CANARIES[0]}")
     line = only_line(lines)
     assert str(line["event"]).startswith("library: test_logs.py:")
     assert line["logger"] == library
     assert "Canary" not in lines.getvalue()
+
+
+def test_an_ordinary_refusal_of_a_peer_is_no_error_of_a_library(lines: io.StringIO) -> None:
+    """A destination that is down is told once, by us: pynetdicom's own lines are errors without words."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        AE("HILUM").associate("127.0.0.1", nobody.getsockname()[1], [build_context(Verification)])
+    assert lines.getvalue() == ""
 
 
 def test_a_warning_of_pydicom_is_told_without_the_value(lines: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:

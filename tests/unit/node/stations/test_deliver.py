@@ -17,9 +17,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pynetdicom import AE, evt
 
 from node.domain.instance import ReceivedInstance, Sender
-from node.domain.job import DeliveryState, Destination, JobState, ObjectKind, RetryPolicy
+from node.domain.job import DeliveryState, Destination, JobState, NotAllowed, ObjectKind, RetryPolicy
 from node.domain.series import Completeness, Evidence
 from node.domain.work import JobDraft, NewObject, PartDraft, Settlement, Station
+from node.monitor import metrics
 from node.selftest.archive import Archive, Behaviour
 from node.stations.deliver import Deliverer
 from node.store.journal import Journal
@@ -76,14 +77,14 @@ def write(folder: Path, sop_class: str, uid: str, syntax: str = EXPLICIT) -> tup
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def composed(journal: Journal, folder: Path) -> int:
+def composed(journal: Journal, folder: Path, pixels: int = 64) -> int:
     """A job with its frozen objects and three deliveries."""
     receive(journal, 1)
     (series,) = journal.open_series()
     journal.judge(series, Evidence.SILENCE)
     work = journal.begin_series(series.id, 1)
     assert work is not None
-    draft = JobDraft("rule", "phantom", "m", "c", ("pacs",), 100, 64)
+    draft = JobDraft("rule", "phantom", "m", "c", ("pacs",), 100, pixels)
     part = PartDraft(1, "v", {}, ("1.2.3.1",), (), "processed", job=draft)
     assert journal.settle(work, Settlement(Evidence.SILENCE, Completeness.COMPLETE, 1.0, "processed", "", (part,)))
     job_id = journal.list_jobs()[0].id
@@ -285,3 +286,107 @@ def test_a_destination_that_is_no_longer_configured(journal: Journal, fast: Path
     job_id = composed(journal, fast)
     assert Deliverer(journal, {}).run(1, 1) == "failed"
     assert "no longer configured" in states(journal, job_id)[0][2]
+
+
+def test_a_dead_letter_is_not_sent_after_a_newer_result(
+    journal: Journal, fast: Path, archive_with: Callable[..., Archive]
+) -> None:
+    """Whatever an operator asks: of a revision that was overtaken nothing leaves any more, retried or not."""
+    archive = archive_with(refused_sop_classes=frozenset({SEG, LABELMAP}))
+    old = composed(journal, fast)
+    send_all(journal, deliverer(journal, archive.port))
+    dead = [d for d in journal.deliveries_of(old) if d.state is DeliveryState.FAILED]
+    assert [d.kind for d in dead] == [ObjectKind.SEG, ObjectKind.SR]
+    journal.retry_delivery(dead[0].id)
+    receive(journal, 9)
+    assert journal.deliveries_of(old)[0].state is DeliveryState.CANCELLED
+    for ask, number in (
+        (journal.retry, old),
+        (journal.retry_delivery, dead[0].id),
+        (journal.retry_delivery, dead[1].id),
+    ):
+        with pytest.raises(NotAllowed, match="newer revision"):
+            ask(number)
+    assert journal.work(Station.DELIVER) == ()
+    assert {kept.sop_class_uid for kept in archive.received} == {PDF}
+
+
+def test_a_dead_letter_that_is_being_sent_again_is_overtaken(
+    journal: Journal, fast: Path, archive_with: Callable[..., Archive]
+) -> None:
+    """The retry has begun and is refused for now; then a slice comes: the next try does not happen."""
+    archive = archive_with(statuses={SEG: 0xC000})
+    job_id = composed(journal, fast)
+    station = deliverer(journal, archive.port)
+    send_all(journal, station)
+    journal.retry(job_id)
+    archive.behaviour = Behaviour(statuses={SEG: 0xA700})
+    (row,) = journal.work(Station.DELIVER)
+    assert station.run(row.id, row.attempt) == "later"
+    receive(journal, 9)
+    assert {d.state for d in journal.deliveries_of(job_id)} == {DeliveryState.CANCELLED, DeliveryState.SENT}
+    archive.behaviour = Behaviour()
+    asked = len(archive.received)
+    assert station.run(row.id, row.attempt + 1) == "not_mine"
+    assert journal.work(Station.DELIVER) == ()
+    assert len(archive.received) == asked
+
+
+def test_a_retried_segmentation_goes_before_its_report(
+    journal: Journal, fast: Path, archive_with: Callable[..., Archive]
+) -> None:
+    """NET-24: after a dead letter too, and after an operator asked for the report first."""
+    archive = archive_with(statuses={SEG: 0xC000})
+    job_id = composed(journal, fast)
+    station = deliverer(journal, archive.port)
+    send_all(journal, station)
+    archive.behaviour, before = Behaviour(), len(archive.received)
+    seg, report, _ = journal.deliveries_of(job_id)
+    journal.retry_delivery(report.id)
+    journal.retry_delivery(seg.id)
+    assert send_all(journal, station) == ["sent", "sent"]
+    assert [kept.sop_class_uid for kept in archive.received[before:]] == [SEG, SR["comprehensive3d"]]
+
+
+def test_a_report_alone_is_not_sent_for_a_refused_segmentation(
+    journal: Journal, fast: Path, archive_with: Callable[..., Archive]
+) -> None:
+    """RES-7: it would refer to what is not there, even where an operator asks for it."""
+    archive = archive_with(refused_sop_classes=frozenset({SEG, LABELMAP}))
+    job_id = composed(journal, fast)
+    station = deliverer(journal, archive.port)
+    send_all(journal, station)
+    journal.retry_delivery(journal.deliveries_of(job_id)[1].id)
+    assert send_all(journal, station) == ["failed"]
+    assert [kept.sop_class_uid for kept in archive.received] == [PDF]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "refused", "form", "misread"),
+    [
+        (512 * 512, frozenset({LABELMAP}), SEG, 0),
+        (250 * 250, frozenset[str](), LABELMAP, 0),
+        (250 * 250, frozenset({LABELMAP}), SEG, 1),
+        (51 * 35, frozenset({LABELMAP}), SEG, 1),
+    ],
+)
+def test_a_segmentation_that_is_often_misread_is_seen(
+    journal: Journal,
+    fast: Path,
+    archive_with: Callable[..., Archive],
+    caplog: pytest.LogCaptureFixture,
+    pixels: int,
+    refused: frozenset[str],
+    form: str,
+    misread: int,
+) -> None:
+    """RES-2: LABELMAP where the size is not a multiple of 8 pixels and it is taken, else BINARY, in log and metric."""
+    archive = archive_with(refused_sop_classes=refused)
+    composed(journal, fast, pixels)
+    counted = metrics.SEGMENTATIONS_MISREAD.labels(destination="pacs")
+    before = counted._value.get()
+    with caplog.at_level("INFO"):
+        assert deliverer(journal, archive.port).run(1, 1) == "sent"
+    assert [kept.sop_class_uid for kept in archive.received] == [form]
+    assert counted._value.get() - before == misread
+    assert ("segmentation_often_misread" in caplog.messages) == bool(misread)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,8 +20,9 @@ from node.dicom.association import Stored, StoreRequest
 from node.dicom.uids import IMPLEMENTATION_CLASS_UID
 from node.domain.instance import CommitOutcome, InstanceState, KnownInstance, ReceivedInstance, Sender
 from node.errors import CannotUnderstand, DataSetMismatch, InvalidInstanceUid, OutOfResources, Refused
-from node.stations.receive import HELD_CLASS, OTHER_BYTES, Incoming, Receiver
+from node.stations.receive import HELD_CLASS, Incoming, Receiver
 from node.store import spool as spool_module
+from node.store.journal import Journal as RealJournal
 from node.store.spool import INCOMING, Spool, SpoolFile
 
 CT, SEG, RAW = (f"1.2.840.10008.5.1.4.1.1.{tail}" for tail in ("2", "66.4", "66"))
@@ -39,11 +42,20 @@ class Journal:
     def commit(self, instance: ReceivedInstance) -> CommitOutcome:
         self.before_commit(instance)
         known = [row for row in self.rows if row.sop_instance_uid == instance.sop_instance_uid]
-        if any((row.length, row.crc32) == (instance.length, instance.crc32) for row in known):
+        same = [row for row in known if (row.length, row.crc32) == (instance.length, instance.crc32)]
+        if same and same[0].path.exists():
+            self.after_commit(instance)
             return CommitOutcome.DUPLICATE_SAME
+        if same:
+            self.restore(instance)
+            return CommitOutcome.NEW
         self.rows.append(instance)
         self.after_commit(instance)
         return CommitOutcome.DUPLICATE_DIFFERENT if known else CommitOutcome.NEW
+
+    def restore(self, instance: ReceivedInstance) -> None:
+        same = (instance.sop_instance_uid, instance.length, instance.crc32)
+        self.rows = [row for row in self.rows if (row.sop_instance_uid, row.length, row.crc32) != same] + [instance]
 
     def known(self, sop_instance_uid: str) -> tuple[KnownInstance, ...]:
         rows = [row for row in self.rows if row.sop_instance_uid == sop_instance_uid and row.path.exists()]
@@ -305,20 +317,19 @@ def test_commit_fails_and_nobody_can_tell(
 # --- duplicates (NET-12) ---
 
 
-def test_same_bytes_again_change_nothing(receiver: Receiver, spool: Spool, journal: Journal, steps: list[str]) -> None:
+def test_same_bytes_again_change_nothing(receiver: Receiver, spool: Spool, journal: Journal) -> None:
     receive(receiver, data_set())
     for _ in range(2):
         assert receive(receiver, data_set()) == Stored("1.2.3.5", "duplicate")
     here, rows = used_files(spool, journal)
     assert here == rows
     assert len(rows) == 1
-    assert steps == ["flush"]
 
 
 def test_other_bytes_are_kept_beside(receiver: Receiver, spool: Spool, journal: Journal) -> None:
     receive(receiver, data_set())
     assert receive(receiver, data_set(pixel=1)).kind == "kept"
-    assert [row.reason for row in journal.rows] == ["", OTHER_BYTES]
+    assert len(journal.rows) == 2
     assert {row.path.read_bytes()[-64:] for row in journal.rows} == {bytes(64), b"\1" * 64}
     assert receive(receiver, data_set()).kind == "duplicate"
     assert receive(receiver, data_set(pixel=1)).kind == "duplicate"
@@ -336,7 +347,7 @@ def test_checksum_alone_decides_nothing(receiver: Receiver, journal: Journal, mo
 
 
 def test_two_copies_at_the_same_moment(receiver: Receiver, spool: Spool, journal: Journal) -> None:
-    """Both find the UID unknown; the journal tells the second one."""
+    """The journal tells the second one."""
     first, second = receiver.open(request()), receiver.open(request())
     for incoming in (first, second):
         incoming.write([memoryview(data_set())])
@@ -353,11 +364,72 @@ def _finish_first(journal: Journal, first: Incoming) -> None:
 
 
 def test_resent_after_its_bytes_were_purged(receiver: Receiver, spool: Spool, journal: Journal) -> None:
-    """The journal says that it is known although no bytes are here to compare: success, nothing new."""
+    """Its bytes are kept again: a new slice of its series may need them."""
     receive(receiver, data_set())
     journal.rows[0].path.unlink()
-    assert receive(receiver, data_set()).kind == "duplicate"
+    assert receive(receiver, data_set()).kind == "kept"
+    here, rows = used_files(spool, journal)
+    assert here == rows
+    assert len(rows) == 1
+
+
+def test_purged_between_the_journals_word_and_the_comparison(
+    receiver: Receiver, spool: Spool, journal: Journal
+) -> None:
+    """The sender may try again; what is gone is never answered as stored."""
+    receive(receiver, data_set())
+    journal.after_commit = lambda instance: journal.rows[0].path.unlink()
+    with pytest.raises(OutOfResources):
+        receive(receiver, data_set())
     assert used_files(spool, journal)[0] == set()
+    assert receive(receiver, data_set()).kind == "kept"
+
+
+@pytest.mark.parametrize("damage", ["cut", "one bit", "empty"])
+def test_kept_bytes_that_the_disk_damaged_are_mended(
+    receiver: Receiver, spool: Spool, journal: Journal, damage: str
+) -> None:
+    """Whole bytes that come again take the place of acknowledged ones that are no longer what they were."""
+    receive(receiver, data_set())
+    path = journal.rows[0].path
+    whole = path.read_bytes()
+    path.write_bytes({"cut": whole[:-40], "one bit": whole[:-1] + b"\1", "empty": b""}[damage])
+    assert receive(receiver, data_set()).kind == "kept"
+    (row,) = journal.rows
+    assert row.path != path
+    assert row.path.read_bytes() == whole
+    assert receive(receiver, data_set()).kind == "duplicate"
+
+
+def test_kept_bytes_that_the_disk_lost_are_mended(spool: Spool, tmp_path: Path) -> None:
+    """The journal knows them, the file is gone and was not purged: what comes again takes its place."""
+    with RealJournal.open(f"sqlite:///{tmp_path / 'journal.db'}") as journal:
+        receiver = Receiver(spool, journal)
+        assert receive(receiver, data_set()).kind == "kept"
+        (lost,) = journal.known("1.2.3.4")
+        lost.path.unlink()
+        assert receive(receiver, data_set()).kind == "kept"
+        (known,) = journal.known("1.2.3.4")
+        assert known.path != lost.path
+        assert known.path.exists()
+        assert receive(receiver, data_set()).kind == "duplicate"
+
+
+def test_two_copies_at_the_same_moment_with_the_real_journal(spool: Spool, tmp_path: Path) -> None:
+    """NET-12: both in one group commit; one is kept, both are answered, and no file is left over."""
+    with RealJournal.open(f"sqlite:///{tmp_path / 'journal.db'}") as journal:
+        receiver = Receiver(spool, journal)
+        incoming = [receiver.open(request()) for _ in range(6)]
+        for each in incoming:
+            each.write([memoryview(data_set())])
+        with ThreadPoolExecutor(6) as pool, journal._writing():
+            answers = [pool.submit(each.finish) for each in incoming]
+            time.sleep(0.2)  # the first waits for the journal, the others for the first
+        kinds = sorted(answer.result().kind for answer in answers)
+        assert kinds == [*["duplicate"] * 5, "kept"]
+        (known,) = journal.known("1.2.3.4")
+        here = {path for path in (spool.folder / INCOMING).iterdir() if path.stat().st_size}
+        assert here == {known.path}
 
 
 # --- while it is on its way ---

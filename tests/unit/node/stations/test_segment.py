@@ -24,6 +24,7 @@ from node.domain.job import DeliveryState, Destination, JobState, ObjectKind, Re
 from node.domain.routing import ModelFacts, Rule
 from node.domain.segments import load_segments
 from node.domain.series import Evidence
+from node.domain.variants import choose_variant
 from node.domain.work import Station
 from node.selftest.phantom import CT
 from node.selftest.scanner import Acquisition, planes_around, write_series
@@ -235,10 +236,53 @@ def test_a_report_names_its_predecessor(journal: Journal, bench: Bench, paths: l
     old = next(o for o in record_of(journal, first).objects if o.variant == "comprehensive3d-binary")
     second = job_for(journal, paths[-1:])
     assert bench.run(second, 1) == "composed"
-    new = next(o for o in record_of(journal, second).objects if o.variant == "comprehensive3d-binary")
+    after = f"comprehensive3d-binary-after-{old.sop_instance_uid}"
+    new = next(o for o in record_of(journal, second).objects if o.variant == after)
     (study,) = dcmread(new.path).PredecessorDocumentsSequence
     (item,) = study.ReferencedSeriesSequence[0].ReferencedSOPSequence
     assert item.ReferencedSOPInstanceUID == old.sop_instance_uid != new.sop_instance_uid
+
+
+def test_no_report_names_one_that_its_destination_never_got(journal: Journal, bench: Bench, paths: list[Path]) -> None:
+    """RES-34: the PACS stored the first report, the ward refused it; each of the second reports is true for its own."""
+    both = replace(bench, destinations={"pacs": PACS, "ward": replace(PACS, name="ward")})
+    first = job_for(journal, paths[:-1], ("pacs", "ward"))
+    assert both.run(first, 1) == "composed"
+    stored = {}
+    for delivery in journal.deliveries_of(first):
+        work = journal.begin_delivery(delivery.id, 1)
+        if work is None:
+            continue
+        assert work.replaced_report == ""
+        if (delivery.destination, delivery.kind) == ("ward", ObjectKind.SR):
+            journal.fail(Station.DELIVER, delivery.id, 1, "refused")
+            continue
+        best = next(o for o in work.objects if o.variant in ("binary", "comprehensive3d-binary", "pdf"))
+        journal.sent(delivery.id, 1, best.variant, best.sop_instance_uid)
+        stored[delivery.destination, delivery.kind] = best.sop_instance_uid
+    second = job_for(journal, paths[-1:], ("pacs", "ward"))
+    assert both.run(second, 1) == "composed"
+    named = {}
+    for delivery in journal.deliveries_of(second):
+        work = journal.begin_delivery(delivery.id, 1)
+        assert work is not None
+        if delivery.kind is ObjectKind.SEG:
+            journal.sent(delivery.id, 1, "binary", work.objects[0].sop_instance_uid)
+        if delivery.kind is ObjectKind.SR:
+            available = {o.variant: o for o in work.objects}
+            every = frozenset(o.sop_class_uid for o in work.objects)
+            variant = choose_variant(
+                delivery.kind, available, every, "auto", work.pixels, work.sent_seg_variant, work.replaced_report
+            )
+            report = dcmread(available[variant].path)
+            items = report.get("PredecessorDocumentsSequence", [])
+            named[delivery.destination] = [
+                str(each.ReferencedSOPInstanceUID)
+                for study in items
+                for series in study.ReferencedSeriesSequence
+                for each in series.ReferencedSOPSequence
+            ]
+    assert named == {"pacs": [stored["pacs", ObjectKind.SR]], "ward": []}
 
 
 @pytest.mark.parametrize(
@@ -293,6 +337,107 @@ def test_a_model_that_is_gone(journal: Journal, bench: Bench, paths: list[Path])
     empty = replace(bench, models=Models({}, lambda _: None))  # type: ignore[arg-type,return-value]
     empty.run(job_id, 1)
     assert record_of(journal, job_id).job.reason == "bundle"
+
+
+def test_two_models_on_one_series_have_numbers_of_their_own(
+    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path]
+) -> None:
+    """RES-14: SeriesNumber is one series' alone in its study."""
+    receive(journal, paths)
+    (series,) = journal.open_series()
+    journal.judge(series, Evidence.SILENCE)
+    (row,) = journal.work(Station.ASSEMBLE)
+    rules = tuple(Rule(name, name, (), ("pacs",)) for name in ("any", "other"))
+    facts = {name: ModelFacts(name, "m" * 64, ("CT",)) for name in ("any", "other")}
+    Assembler(journal, rules, facts, "c" * 64).run(row.id, row.attempt)
+    two = replace(bench, models=Models({"any": BUNDLE, "other": BUNDLE}, lambda _: segmenter))  # type: ignore[arg-type,return-value]
+    numbers: dict[int, set[str]] = {}
+    for job in journal.list_jobs():
+        assert two.run(job.id, 1) == "composed"
+        record = record_of(journal, job.id)
+        assert len(record.result["series_numbers"]) == 3
+        for each in record.objects:
+            ds = dcmread(each.path, stop_before_pixels=True)
+            assert ds.SeriesNumber in record.result["series_numbers"]
+            numbers.setdefault(int(ds.SeriesNumber), set()).add(str(ds.SeriesInstanceUID))
+    assert len(numbers) == 6
+    assert all(len(uids) == 1 for uids in numbers.values())
+
+
+OTHER_MODEL: Any = SimpleNamespace(**{**vars(BUNDLE), "digest": "n" * 64})
+
+
+def updated(bench: Bench, segmenter: Segmenter, what: str, **changes: Any) -> Bench:
+    """The bench of a process that has another model, or another configuration, than the job was made for."""
+    if what == "model":
+        return replace(bench, models=Models({"any": OTHER_MODEL}, lambda _: segmenter), **changes)  # type: ignore[arg-type,return-value]
+    return replace(bench, recipe=Recipe(SEGMENTS, "d" * 64, "0.1.0"), **changes)
+
+
+@pytest.mark.parametrize("what", ["model", "configuration"])
+def test_a_job_from_before_an_update_is_judged_anew(
+    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path], what: str
+) -> None:
+    """RES-20: never another model, or another table of segments, under the UIDs of the one that was asked for."""
+    job_id = job_for(journal, paths)
+    later = updated(bench, segmenter, what, since=datetime.now(UTC))
+    assert later.run(job_id, 1) == "outdated"
+    record = record_of(journal, job_id)
+    assert (record.job.state, record.job.reason, record.objects) == (JobState.CANCELLED, "outdated", ())
+    assert "made for" in record.detail
+    (row,) = journal.work(Station.ASSEMBLE)
+    rule, model = Rule("all", "any", (), ("pacs",)), ModelFacts("any", later.models.digest("any"), ("CT",))
+    run = Assembler(journal, (rule,), {"any": model}, later.recipe.config_digest).run
+    assert run(row.id, row.attempt) == "processed"
+    again = journal.list_jobs()[0].id
+    assert again != job_id
+    assert later.run(again, 1) == "composed"
+
+
+@pytest.mark.parametrize("what", ["model", "configuration"])
+def test_processes_that_disagree_are_seen(
+    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path], what: str
+) -> None:
+    """A job that is younger than the process is not judged anew for ever: a person must look."""
+    stale = updated(bench, segmenter, what)
+    job_id = job_for(journal, paths)
+    assert stale.run(job_id, 1) == "fail"
+    record = record_of(journal, job_id)
+    assert (record.job.state, record.job.reason, record.objects) == (JobState.FAILED, "outdated", ())
+    assert "restart" in record.detail
+
+
+def test_a_model_that_was_changed_on_the_disk_is_not_opened(tmp_path: Path) -> None:
+    """Its digest was taken when the process began; its weights are read when it is first asked for."""
+    import shutil
+
+    from engines.model.bundle import SHIPPED, load_bundle
+    from node.config import Settings
+    from node.service.segmenter import _opened
+
+    folder = tmp_path / "phantom"
+    shutil.copytree(SHIPPED / "phantom", folder)
+    bundle = load_bundle(folder)
+    with pytest.raises(BundleError, match="restart"):
+        _opened(replace(bundle, digest="0" * 64), Settings())
+    weights = next(path for path in folder.rglob("*") if path.suffix == ".safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleError):
+        _opened(bundle, Settings())
+
+
+def test_the_folder_command_and_the_node_have_one_recipe(tmp_path: Path) -> None:
+    """RES-20: the UIDs of `hilum segment` are the node's for the same scan, model and configuration."""
+    from node.commands.segment import Workbench
+    from node.config import load_settings
+    from node.service.house import House
+
+    file = tmp_path / "node.toml"
+    file.write_text('[node]\nserial = "17"\n', encoding="utf-8")
+    settings = load_settings(file)
+    with House.open(settings) as house, Workbench(settings, house.bundles, tmp_path, quiet=True) as workbench:
+        recipe = workbench._recipe()
+        assert (recipe.config_digest, recipe.segments) == (house.config_digest, house.segments)
 
 
 def test_undecodable_pixels_are_rejected(journal: Journal, bench: Bench, paths: list[Path]) -> None:

@@ -168,6 +168,9 @@ def test_duplicates_by_digest(journal: Journal) -> None:
     assert state_of(journal, job_id)[0] is JobState.QUEUED
     assert journal.commit(received(2, crc32=99)) is CommitOutcome.DUPLICATE_DIFFERENT
     assert len(journal.known("1.2.3.2")) == 2
+    record = journal.show_series(SERIES)
+    assert record is not None
+    assert [i.reason for i in record.instances] == ["", "", "", "duplicate_uid_other_bytes"]
     assert state_of(journal, job_id)[0] is JobState.CANCELLED
     work = judged(journal)
     assert (work.revision, len(work.members)) == (2, 3)
@@ -356,6 +359,20 @@ def test_gate_2_the_heartbeat_tells_what_is_open(journal: Journal, clock: Clock)
     assert series.activity.listener_seen_at == clock.now
 
 
+def test_gate_2_what_an_older_listener_said_is_forgotten(journal: Journal, clock: Clock) -> None:
+    """ASM-2: what was in flight to a listener that is gone ended with it, and is no reason to wait."""
+    fill(journal)
+    journal.heartbeat("old", START, 2, [ArrivingSeries(SERIES, 2, START)])
+    clock.forward(5)
+    journal.heartbeat("new", clock.now, 0, [])
+    (series,) = journal.open_series()
+    assert (series.activity.open_associations, series.activity.last_byte_at) == (0, None)
+    assert journal.listening() == (clock.now, clock.now)
+    journal.heartbeat("new", clock.now, 1, [ArrivingSeries(SERIES, 1, clock.now)])
+    journal.heartbeat("new", clock.now, 0, [])
+    assert journal.open_series()[0].activity.open_associations == 0
+
+
 @pytest.mark.parametrize("how_far", ["queued", "running", "composed"])
 def test_gate_3_a_late_slice_cancels_what_is_unsent(journal: Journal, how_far: str) -> None:
     """ASM-5: one transaction opens the next revision and cancels the job and its deliveries."""
@@ -437,8 +454,47 @@ def test_a_report_names_the_one_it_replaces(journal: Journal) -> None:
     second = settled(journal, "v2")
     work = journal.begin_job(second, 1)
     assert work is not None
-    assert work.replaced_report is not None
-    assert work.replaced_report.sop_instance_uid == f"2.25.{first}.sr"
+    assert {name: report.sop_instance_uid for name, report in work.replaced_reports.items()} == {
+        "pacs": f"2.25.{first}.sr"
+    }
+
+
+def _numbers(turn: int) -> tuple[int, ...]:
+    return tuple(9001 + 10_000 * kind + 30_000 * turn for kind in range(3))
+
+
+def test_series_numbers_of_a_study_never_collide(journal: Journal) -> None:
+    """RES-14: two models on one series, and a result that replaces one that was sent."""
+    fill(journal)
+    first = settled(journal)
+    journal.begin_job(first, 1)
+    assert journal.claim_series_numbers(first, 1, _numbers) == 0
+    assert journal.claim_series_numbers(first, 1, _numbers) == 0, "asked again, the answer is the same"
+    journal.commit(received(9))
+    second = settled(journal, "v2")
+    journal.begin_job(second, 1)
+    assert journal.claim_series_numbers(second, 1, _numbers) == 0, "nothing of the first was sent, nothing ever will be"
+    composed(journal, second)
+    row = begin_next(journal)
+    journal.sent(row.id, row.attempt, "binary", f"2.25.{second}.seg")
+    journal.commit(received(10))
+    third = settled(journal, "v3")
+    assert journal.claim_series_numbers(third, 1, _numbers) == 1
+
+
+def test_an_attempt_that_was_overtaken_claims_no_series_numbers(journal: Journal) -> None:
+    """RES-14: what the journal notes is what the attempt that counts has written."""
+    fill(journal)
+    job_id = settled(journal)
+    journal.begin_job(job_id, 1)
+    (row,) = journal.work(Station.SEGMENT)
+    assert journal.take_over(row, "lease_lapsed")
+    journal.begin_job(job_id, 2)
+    journal.claim_series_numbers(job_id, 2, _numbers)
+    journal.claim_series_numbers(job_id, 1, lambda turn: (1, 2, 3))
+    record = journal.show_job(job_id)
+    assert record is not None
+    assert record.result["series_numbers"] == list(_numbers(0))
 
 
 def test_the_same_scan_in_a_new_revision_is_not_made_again(journal: Journal) -> None:
@@ -453,6 +509,87 @@ def test_the_same_scan_in_a_new_revision_is_not_made_again(journal: Journal) -> 
     assert record is not None
     assert (record.job.state, record.job.revision) == (JobState.DONE, 2)
     assert journal.retry(first)
+
+
+def test_a_result_does_not_stand_again_while_a_newer_one_is_being_sent(journal: Journal) -> None:
+    """RES-34: what is on its way right now would be the last word at its destination."""
+    fill(journal)
+    first = settled(journal)
+    composed(journal, first)
+    send_all(journal)
+    journal.commit(received(9))
+    composed(journal, settled(journal, "v2"))
+    begin_next(journal)
+    journal.commit(received(10))
+    third = settled(journal)
+    revisions = {job.id: job.revision for job in journal.list_jobs()}
+    assert (revisions[first], revisions[third]) == (1, 3)
+
+
+def test_other_bytes_after_the_result_make_a_new_one(journal: Journal) -> None:
+    """NET-12, RES-34: the scan has the same instances, yet the result was made of other pixels."""
+    fill(journal)
+    first = settled(journal)
+    composed(journal, first)
+    send_all(journal)
+    assert journal.commit(received(2, crc32=99)) is CommitOutcome.DUPLICATE_DIFFERENT
+    second = settled(journal)
+    assert second != first
+    assert state_of(journal, second)[0] is JobState.QUEUED
+
+
+def test_a_new_destination_is_sent_a_result(journal: Journal) -> None:
+    fill(journal)
+    first = settled(journal)
+    composed(journal, first)
+    send_all(journal)
+    journal.commit(received(9))
+    assert settled(journal, destinations=("pacs", "ward")) != first
+
+
+def test_what_was_whole_and_is_gapped_now_is_made_again(journal: Journal) -> None:
+    """ASM-4: a broken slice came late, and the rule takes what there is: that result is called partial."""
+    fill(journal)
+    first = settled(journal)
+    composed(journal, first)
+    send_all(journal)
+    journal.commit(received(9))
+    gapped = replace(settlement(), completeness=Completeness.GAPPED)
+    assert journal.settle(judged(journal), gapped)
+    second = journal.list_jobs()[0].id
+    assert second != first
+    composed(journal, second)
+    send_all(journal)
+    journal.commit(received(10))
+    assert journal.settle(judged(journal), gapped)
+    assert journal.list_jobs()[0].id == second
+
+
+def test_two_scans_of_a_series_do_not_overtake_each_other(journal: Journal) -> None:
+    """RES-22: each echo has its own newest result; a late localizer makes neither again."""
+    fill(journal, 6)
+    (part,) = settlement().parts
+    late = tuple(f"1.2.3.{n}" for n in range(3, 6))
+    both = replace(settlement(), parts=(part, replace(part, volume_id="v2", sop_instance_uids=late)))
+    assert journal.settle(judged(journal), both)
+    jobs = {job.id for job in journal.list_jobs()}
+    for job_id in jobs:
+        composed(journal, job_id)
+    send_all(journal)
+    journal.commit(received(9))
+    assert journal.settle(judged(journal), both)
+    assert {job.id for job in journal.list_jobs()} == jobs
+
+
+def test_a_result_that_a_newer_one_replaced_answers_nothing(journal: Journal) -> None:
+    """RES-34: of one scan three revisions, the third like the first: the second was sent last, so it is made again."""
+    fill(journal)
+    for volume_id in ("v1", "v2"):
+        composed(journal, settled(journal, volume_id))
+        send_all(journal)
+        journal.commit(received(9 if volume_id == "v1" else 10))
+    jobs = {job.id for job in journal.list_jobs()}
+    assert settled(journal, "v1") not in jobs
 
 
 # Compare-and-swap -----------------------------------------------------------------------------------------------------
@@ -510,6 +647,28 @@ def test_an_orderly_stop_is_no_death(journal: Journal) -> None:
         assert journal.begin_job(job_id, attempt) is not None
         assert journal.give_back((Station.SEGMENT, job_id, attempt), "stopped")
     assert journal.begin_job(job_id, 6) is not None
+
+
+def test_a_job_given_back_is_so_in_one_transaction(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given back again after the data base was locked in between, no death is struck out that another try died."""
+    fill(journal)
+    job_id = settled(journal)
+    for attempt in (1, 2):
+        assert journal.begin_job(job_id, attempt) is not None
+        if attempt == 1:
+            (row,) = journal.work(Station.SEGMENT)
+            journal.take_over(row, "lease_lapsed")
+
+    def locked(*_: object, **__: object) -> None:
+        raise JournalUnavailable("database is locked")
+
+    with monkeypatch.context() as patched, pytest.raises(JournalUnavailable):
+        patched.setattr(journal, "_advance_job", locked)
+        journal.give_back((Station.SEGMENT, job_id, 2), "journal_unavailable")
+    assert journal.give_back((Station.SEGMENT, job_id, 2), "journal_unavailable")
+    record = journal.show_job(job_id)
+    assert record is not None
+    assert record.job.starts == 1
 
 
 def test_a_job_put_off_did_not_die(journal: Journal, clock: Clock) -> None:
@@ -682,12 +841,66 @@ def test_purge_waits_for_delivery(journal: Journal, clock: Clock) -> None:
     assert journal.known("1.2.3.1") == ()
 
 
-def test_purge_keeps_what_failed(journal: Journal) -> None:
+LATER = START + timedelta(days=1)
+ONLY = {name: replace(limits(START), **{name: LATER}) for name in ("inputs", "unused", "quarantined")}
+"""Limits of which one is over."""
+
+
+def end_job(journal: Journal, how: str) -> None:
+    job_id = settled(journal, destinations=() if how == "nowhere" else ("pacs", "ward"))
+    if how == "cancelled":
+        journal.cancel(job_id)
+    elif how in ("failed", "rejected"):
+        assert journal.begin_job(job_id, 1) is not None
+        end = journal.reject_job if how == "rejected" else lambda *said: journal.fail(Station.SEGMENT, *said)
+        assert end(job_id, 1, "because", "")
+    else:
+        composed(journal, job_id, () if how == "nowhere" else ("pacs", "ward"))
+        for row in list(journal.work(Station.DELIVER)) if how == "not everywhere" else []:
+            if row.destination == "ward":
+                journal.fail(Station.DELIVER, row.id, row.attempt, "refused")
+        send_all(journal)
+
+
+@pytest.mark.parametrize(
+    ("how", "limit"),
+    [
+        ("failed", "quarantined"),
+        ("not everywhere", "quarantined"),
+        ("rejected", "unused"),
+        ("cancelled", "unused"),
+        ("nowhere", "unused"),
+    ],
+)
+def test_purge_by_the_end_of_the_job(journal: Journal, how: str, limit: str) -> None:
+    """SEC-15: every class has its age; before it, nothing goes; after it, the images do."""
     fill(journal)
+    end_job(journal, how)
+    others = replace(limits(LATER), **{limit: START})
+    assert journal.give_up_files(others) == ()
+    gone = journal.give_up_files(replace(ONLY[limit], inputs=LATER))
+    assert len([path for path in gone if "incoming" in str(path)]) == 3
+
+
+def test_purge_of_a_series_that_failed(journal: Journal) -> None:
+    """SEC-15: a person has had time to look."""
+    fill(journal)
+    (series,) = journal.open_series()
+    journal.judge(series, Evidence.SILENCE)
+    (row,) = journal.work(Station.ASSEMBLE)
+    journal.fail(Station.ASSEMBLE, row.id, row.attempt, "bug", "traceback")
+    assert journal.give_up_files(replace(limits(LATER), quarantined=START)) == ()
+    assert len(journal.give_up_files(ONLY["quarantined"])) == 3
+
+
+def test_purge_keeps_what_an_open_series_or_an_unsent_delivery_needs(journal: Journal) -> None:
+    fill(journal)
+    assert journal.give_up_files(limits(LATER)) == ()
     job_id = settled(journal)
-    assert journal.begin_job(job_id, 1) is not None
-    journal.fail(Station.SEGMENT, job_id, 1, "bug", "traceback")
-    assert journal.give_up_files(limits(START + timedelta(days=1))) == ()
+    composed(journal, job_id)
+    row = begin_next(journal)
+    assert journal.postpone_delivery(row.id, row.attempt, "unavailable", LATER)
+    assert journal.give_up_files(limits(LATER)) == ()
 
 
 def test_purge_takes_what_nobody_chose(journal: Journal) -> None:
@@ -701,15 +914,64 @@ def test_purge_takes_what_nobody_chose(journal: Journal) -> None:
 
 
 def test_a_purged_series_may_be_sent_again_when_it_is_needed(journal: Journal) -> None:
-    """A late slice after the purge makes the whole series wanted again; until then a repetition changes nothing."""
+    """NET-12: purged bytes that come again are kept, and start no new result; a new slice then finds them."""
+    fill(journal)
+    job_id = settled(journal)
+    composed(journal, job_id)
+    send_all(journal)
+    journal.give_up_files(limits(LATER))
+    again = received(1, LATER)
+    assert journal.commit(again) is CommitOutcome.NEW
+    assert journal.commit(received(1, LATER)) is CommitOutcome.DUPLICATE_SAME
+    assert (journal.open_series(), state_of(journal, job_id)[0]) == ((), JobState.DONE)
+    assert [known.path for known in journal.known("1.2.3.1")] == [again.path]
+    assert journal.give_up_files(limits(LATER)) == ()
+    journal.commit(received(9, LATER))
+    assert journal.commit(received(2, LATER)) is CommitOutcome.NEW
+    assert [m.purged for m in judged(journal).members] == [True, False, False, False]
+
+
+def test_purged_bytes_that_came_again_grow_old_anew(journal: Journal) -> None:
     fill(journal)
     composed(journal, settled(journal))
     send_all(journal)
-    journal.give_up_files(limits(START + timedelta(days=1)))
-    assert journal.commit(received(1)) is CommitOutcome.DUPLICATE_SAME
-    journal.commit(received(9))
-    assert journal.commit(received(1)) is CommitOutcome.NEW
-    assert [m.purged for m in judged(journal).members] == [True, False, True, False]
+    journal.give_up_files(limits(LATER))
+    again = received(1, LATER)
+    journal.commit(again)
+    assert journal.give_up_files(limits(LATER + timedelta(seconds=1))) == (again.path,)
+
+
+def test_damaged_bytes_that_come_again_are_judged_anew(journal: Journal) -> None:
+    """What the disk lost may have kept the series from being a scan."""
+    fill(journal)
+    first = settled(journal)
+    again = received(1, LATER)
+    journal.restore(again)
+    assert [known.path for known in journal.known("1.2.3.1")] == [again.path]
+    assert state_of(journal, first)[0] is JobState.CANCELLED
+    assert judged(journal).members[1].path == again.path
+
+
+def test_damaged_bytes_that_were_purged_meanwhile_open_nothing(journal: Journal) -> None:
+    """They are kept again, as any purged bytes that come again."""
+    fill(journal)
+    composed(journal, settled(journal))
+    send_all(journal)
+    journal.give_up_files(limits(LATER))
+    again = received(1, LATER)
+    journal.restore(again)
+    assert journal.open_series() == ()
+    assert [known.path for known in journal.known("1.2.3.1")] == [again.path]
+
+
+def test_a_held_object_that_was_purged_and_comes_again_opens_nothing(journal: Journal) -> None:
+    held = {"series_instance_uid": "5.5", "state": InstanceState.HELD, "reason": "class_not_processed"}
+    journal.commit(received(5, **held))
+    assert len(journal.give_up_files(limits(LATER))) == 1
+    again = received(5, LATER, **held)
+    assert journal.commit(again) is CommitOutcome.NEW
+    assert journal.open_series() == ()
+    assert [known.path for known in journal.known("1.2.3.5")] == [again.path]
 
 
 # Schema ---------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,90 @@
+"""retry --series N --accept: whose the images of a series with two identities are is for a person to say.
+
+A patient's identity is corrected at the scanner or in the PACS and the series is sent again; or it was sent for the
+wrong patient. The node cannot know which it is, and processes neither until somebody says so.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from node.dicom.headers import read_header, read_source
+from node.dicom.result_header import encoded
+from node.domain.history import InstanceRecord
+from node.domain.instance import InstanceHeader, InstanceState
+from node.domain.job import NotAllowed
+from node.errors import CannotUnderstand
+from node.store.journal import Journal
+from node.store.reception import IDENTITY_CONFLICT
+
+Which = Literal["newest", "oldest"]
+
+
+def accept(journal: Journal, series_id: int, which: Which) -> str:
+    """Keep the images that have the identity of the newest, or oldest, one; set the others aside; judge anew.
+
+    Returns
+    -------
+    What was done, in words.
+
+    Raises
+    ------
+    NotAllowed
+        Where there is no such series, its identity is not in doubt, or the images are no longer here.
+    """
+    record = journal.show_series(series_id)
+    if record is None:
+        raise NotAllowed(f"there is no series {series_id}")
+    candidates = [
+        each for each in record.instances if each.state == InstanceState.KEPT or each.reason == IDENTITY_CONFLICT
+    ]
+    if not any(each.reason == IDENTITY_CONFLICT for each in candidates):
+        raise NotAllowed(f"the identity of series {series_id} is not in doubt")
+    headers = {each.id: header for each in candidates if (header := _header(each)) is not None}
+    chosen = _chosen(candidates, headers, which)
+    whose = _whose(headers[chosen.id])
+    kept = [number for number, header in headers.items() if _whose(header) == whose]
+    owner = headers[chosen.id].study_instance_uid, _patient_id_as_received(Path(chosen.path))
+    seen = record.summary.revision, record.summary.instances
+    return journal.accept_identity(series_id, kept, owner, seen, f"{which}, by {_who()}")
+
+
+def _header(instance: InstanceRecord) -> InstanceHeader | None:
+    if instance.purged:
+        return None
+    try:
+        return read_header(Path(instance.path))
+    except CannotUnderstand:
+        return None
+
+
+def _chosen(
+    candidates: Sequence[InstanceRecord], headers: Mapping[int, InstanceHeader], which: Which
+) -> InstanceRecord:
+    """The image that says whose the series is."""
+    last = max if which == "newest" else min
+    first = last(candidates, key=lambda each: (each.received_at, each.id))
+    if first.id not in headers:
+        raise NotAllowed(f"the {which} image was purged or cannot be read: send the series again")
+    return first
+
+
+def _whose(header: InstanceHeader) -> tuple[object, str]:
+    return header.identity, header.study_instance_uid
+
+
+def _patient_id_as_received(path: Path) -> str:
+    """The PatientID as reception reads it, byte for byte: with that it compares whatever comes later for the series."""
+    return encoded(read_source(path), "PatientID").strip(b" \0").decode("latin-1")
+
+
+def _who() -> str:
+    """The login name of whoever runs this command."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"user {os.getuid()}"
