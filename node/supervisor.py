@@ -91,7 +91,7 @@ class Supervisor:
         """
         now = time.monotonic()
         if child.process is None:
-            if now >= child.not_before:
+            if now >= child.not_before and not self._would_be_too_new(child):
                 self._start(child)
             return True
         status = child.process.poll()
@@ -103,6 +103,14 @@ class Supervisor:
             return False
         self._await_restart(child, status, now)
         return True
+
+    def _would_be_too_new(self, child: Child) -> bool:
+        """A new segmenter waits for the end of the old worker, whose last jobs are of the old configuration.
+
+        It refuses such jobs where they are younger than itself.
+        """
+        worker = self.children["worker"]
+        return child.role == "segmenter" and worker.stopping and worker.process is not None
 
     def _start(self, child: Child) -> None:
         child.process = subprocess.Popen(self.command(child.role, self.config), stdin=subprocess.DEVNULL)

@@ -140,19 +140,27 @@ def position_numbers(frames: Sequence[SourceFrame]) -> list[int]:
     return [int(n) for n in numbers]
 
 
-def is_slice_of(source: SourceFrame, frames: Sequence[SourceFrame]) -> bool:
-    """Whether a frame that cannot be used would be one of these: it has their hard keys, and a place of its own.
+def slices_of(sources: Sequence[SourceFrame], frames: Sequence[SourceFrame]) -> tuple[SourceFrame, ...]:
+    """Of frames that cannot be used, those that would be slices of these: same hard keys, and a place of its own.
 
     Of one that does not say where it lies, whether nothing that it does say speaks against it.
     """
-    first, frame = frames[0], source.frame
-    if frame.position_mm is None or frame.pixel_spacing_mm is None or orientation_fault(frame):
-        mine, theirs = _exact(source), _exact(first)
-        return all(mine[name] in ("", "0", theirs[name]) for name in mine if name != "ImageType")
-    if len(hard_parts((first, source))) > 1:
-        return False
-    *taken, place = position_numbers((*frames, source))
-    return place not in taken
+    first = frames[0]
+    placed = [source for source in sources if _is_placed(source) and len(hard_parts((first, source))) == 1]
+    places = position_numbers((*frames, *placed))
+    taken = set(places[: len(frames)])
+    lacking = [source for source, place in zip(placed, places[len(frames) :], strict=True) if place not in taken]
+    return (*lacking, *(source for source in sources if not _is_placed(source) and _may_belong_to(source, first)))
+
+
+def _is_placed(source: SourceFrame) -> bool:
+    frame = source.frame
+    return frame.position_mm is not None and frame.pixel_spacing_mm is not None and not orientation_fault(frame)
+
+
+def _may_belong_to(source: SourceFrame, other: SourceFrame) -> bool:
+    mine, theirs = _exact(source), _exact(other)
+    return all(mine[name] in ("", "0", theirs[name]) for name in mine if name != "ImageType")
 
 
 def separate(part: Part) -> tuple[Part, ...] | None:

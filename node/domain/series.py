@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from node.domain.instance import InstanceHeader
-
 
 class SeriesState(StrEnum):
     """OPEN while slices may come; SETTLED once a revision is frozen. A new instance opens it again."""
@@ -79,23 +77,6 @@ class ArrivingSeries:
     """Associations still open that carried it."""
     last_byte_at: datetime | None
     """Latest byte of an object in flight; None: no object of it is in flight."""
-
-
-@dataclass(frozen=True)
-class SeriesSnapshot:
-    """All headers of a settled series, frozen; a late slice makes a new revision."""
-
-    series_instance_uid: str
-    revision: int
-    evidence: Evidence
-    completeness: Completeness
-    headers: tuple[InstanceHeader, ...]
-    wait_s: float
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the sorted SOP Instance UIDs: what this revision is made of."""
-        return uid_digest([header.sop_instance_uid for header in self.headers])
 
 
 def uid_digest(uids: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from node.domain.exclusions import LEAVES_GAP, Exclusion, exclusion
 from node.domain.instance import InstanceHeader, SourceFrame
-from node.domain.partition import Part, condition_text, hard_parts, is_slice_of, position_numbers, separate
+from node.domain.partition import Part, condition_text, hard_parts, position_numbers, separate, slices_of
 from node.domain.planes import Lattice, Misfit, Planes, StackGeometry, judge
 
 __all__ = [
@@ -177,11 +177,8 @@ def _lacking(
     """A scan is gapped too where slices of it came that cannot be used, although what is left looks whole (ASM-40)."""
     if isinstance(part, Unstackable) and part.reason != MISSING_SLICES:
         return part
-    told = [
-        f"instance {_number(source)} ({why.reason}: {why.detail})"
-        for why, source in lost
-        if is_slice_of(source, part.frames)
-    ]
+    lacking = {id(source) for source in slices_of([source for _, source in lost], part.frames)}
+    told = [f"instance {_number(source)} ({why.reason}: {why.detail})" for why, source in lost if id(source) in lacking]
     told += [f"object {uid} (its header cannot be read)" for uid in sorted(unread)]
     if not told:
         return part

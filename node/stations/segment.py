@@ -264,7 +264,9 @@ class Bench:
         if job.created_at < self.since and self.journal.rejudge(job.id, job.attempt, OUTDATED, why):
             _log.warning("job_outdated", extra={"job": job.id, "model": job.model, "reason": OUTDATED})
             return OUTDATED
-        return self._fail(work, OUTDATED, f"{why}; the processes of the node disagree: restart it, then retry the job")
+        return self._fail(
+            work, OUTDATED, f"{why}; the processes of the node disagree: restart it, then `hilum retry --series`"
+        )
 
     def _do(self, work: JobWork) -> str:
         if any(member.purged for member in work.members):
@@ -402,9 +404,15 @@ def _provenance(bundle: Bundle, segmentation: Segmentation, recipe: Recipe) -> P
 
 
 def _predecessors(reports: Mapping[str, ResultObject]) -> tuple[Predecessor, ...]:
-    """The reports that destinations have of earlier revisions, as they were sent; series from their frozen bytes."""
-    found = {report.sop_instance_uid: report for report in reports.values() if report.path.exists()}
-    return tuple(_predecessor(report) for report in found.values())
+    """The reports that destinations have of earlier revisions, as they were sent; series from their frozen bytes.
+
+    One whose file was purged, perhaps in this moment, is not named.
+    """
+    found: dict[str, Predecessor] = {}
+    for report in reports.values():
+        with contextlib.suppress(FileNotFoundError):
+            found[report.sop_instance_uid] = _predecessor(report)
+    return tuple(found.values())
 
 
 def _predecessor(report: ResultObject) -> Predecessor:
