@@ -25,6 +25,7 @@ from node.domain.history import (
 from node.domain.instance import InstanceState, KnownInstance, Sender
 from node.domain.job import ENDED_DELIVERIES, Delivery, DeliveryState, Job, JobState, ObjectKind, ResultObject
 from node.domain.series import SeriesState
+from node.domain.work import MemberFile
 from node.errors import JournalUnavailable, OutOfResources
 from node.store import schema as t
 
@@ -362,3 +363,16 @@ def _count(connection: Connection, query: Select[Any]) -> int:
 def _queue(connection: Connection, query: Select[*tuple[Any, ...]], now: datetime) -> QueueCount:
     depth, oldest = connection.execute(query).one()
     return QueueCount(depth, max(0.0, (now - oldest).total_seconds()) if oldest is not None else 0.0)
+
+
+def to_member(row: Row[Any]) -> MemberFile:
+    """An instance's row, as a station is handed it."""
+    return MemberFile(
+        instance_id=row.id,
+        sop_instance_uid=row.sop_instance_uid,
+        sop_class_uid=row.sop_class_uid,
+        path=Path(row.path),
+        sender=to_sender(row),
+        purged=row.purged_at is not None,
+        unread=row.state == InstanceState.QUARANTINED,
+    )
