@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -333,6 +333,7 @@ def _associate(
     )
     if not association.is_established:
         raise _not_established(association)
+    take_answers_alone(association)
     try:
         yield association
     except (PeerUnavailable, PermanentlyRefused):
@@ -343,6 +344,21 @@ def _associate(
     finally:
         if association.is_established:
             association.release()
+
+
+def take_answers_alone(association: Association) -> None:
+    """Let nobody but the caller of `send_*` take answers from the queue of an association that serves no requests.
+
+    pynetdicom's reactor thread looks for requests of the peer in the same queue. `send_*` pauses it, but believes a
+    flag that the thread, woken and not yet running, has left behind; then that thread takes the answer, and the sender
+    waits for it until the time is over (pynetdicom 3.0.4, `Association._run_reactor`).
+    """
+    take = association.dimse.get_msg
+
+    def only_when_awaited(block: bool = False) -> tuple[Any, Any]:
+        return take(block) if block else (None, None)
+
+    association.dimse.get_msg = only_when_awaited  # type: ignore[method-assign]
 
 
 def _not_established(association: Association) -> Exception:

@@ -30,6 +30,7 @@ from pynetdicom.events import EventHandlerType
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from requests.exceptions import RequestException
 
+from node.dicom.scu import take_answers_alone
 from node.domain.job import Destination
 from node.errors import PeerUnavailable
 from node.selftest.archive import STUDY_ROOT_FIND, STUDY_ROOT_GET, VERIFICATION
@@ -213,4 +214,5 @@ def _associate(
     )
     if not association.is_established:
         raise PeerUnavailable(f"{peer.name}: no association with {peer.ae_title} at {peer.host}:{peer.port}")
+    take_answers_alone(association)
     return association

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import dcmread
@@ -93,6 +94,31 @@ def test_status_decides_the_fate(
                 outbound.store(path)
             assert type(caught.value) is error
             assert f"{status:04X}" in str(caught.value.args[0])
+
+
+def test_no_other_thread_takes_the_answer(
+    scripted: Callable[..., Destination], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a busy machine: a thread of pynetdicom wakes up late, and the sender comes to the queue later still."""
+    path = write(tmp_path / "ct.dcm")
+    with scu.Outbound(scripted(lambda event: 0), [CT]) as outbound:
+        association = outbound._association
+        assert association is not None
+        woken, send = association._reactor_checkpoint.wait, association.dimse.send_msg
+
+        def late(timeout: float | None = None) -> bool:
+            answer = woken(timeout)
+            time.sleep(0.1)
+            return answer
+
+        def send_slowly(*what: Any) -> None:
+            send(*what)
+            time.sleep(0.3)
+
+        monkeypatch.setattr(association._reactor_checkpoint, "wait", late)
+        monkeypatch.setattr(association.dimse, "send_msg", send_slowly)
+        for _ in range(3):
+            assert outbound.store(path) == 0
 
 
 def test_abort_in_mid_send_is_worth_another_try(scripted: Callable[..., Destination], tmp_path: Path) -> None:
