@@ -14,19 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engines.errors import BackendUnavailable, EngineError, OutOfDeviceMemory
-from node.commands.terminal import (
-    ANSWER_IS_NO,
-    DONE,
-    INTERRUPTED,
-    NOT_THERE,
-    UNAVAILABLE,
-    USAGE,
-    NotThere,
-    note,
-    sentence,
-)
-from node.errors import ConfigError, HilumError, Transient
+from engines.errors import EngineError
+from node.commands.terminal import DONE, INTERRUPTED, UNAVAILABLE, note, sentence, status_of
+from node.errors import HilumError
 
 _STATUSES = """exit status: 0 done, 1 it ran and the answer is no, 2 command line or configuration wrong,
 3 no such thing or its state does not allow it, 4 peer, device or disk cannot serve now, 130 interrupted"""
@@ -41,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except (HilumError, EngineError) as error:
         note(f"hilum {options.command}: {sentence(error)}")
-        return _status(error)
+        return status_of(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -177,7 +167,7 @@ def _watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     jobs.add_argument(
         "--state",
         choices=("queued", "running", "composed", "done", "rejected", "cancelled", "failed"),
-        help="only those in this state",
+        help="only those in this state; failed: also those that a destination did not take",
     )
     jobs.add_argument("--model", metavar="NAME", help="only those of this model")
     jobs.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most so many (default: %(default)s)")
@@ -302,21 +292,9 @@ def _command(
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 up")
-    return number
-
-
-def _status(error: HilumError | EngineError) -> int:
-    for kinds, status in (
-        ((ConfigError,), USAGE),
-        ((NotThere,), NOT_THERE),
-        ((Transient, BackendUnavailable, OutOfDeviceMemory), UNAVAILABLE),
-    ):
-        if isinstance(error, kinds):
-            return status
-    return ANSWER_IS_NO
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 SIGTERM and SIGINT stop all roles in order and then itself. SIGHUP reads the configuration again: where it can be used,
 the worker and the segmenter are restarted with it while the listener goes on receiving; an invalid one is refused.
+Where it dies itself, the roles notice and stop (`node.service.process`).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import signal
 import subprocess
@@ -20,6 +22,7 @@ from types import FrameType
 from node.config import load_settings
 from node.errors import ConfigError
 from node.monitor import logs
+from node.service.process import SUPERVISOR_PID
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +116,9 @@ class Supervisor:
         return child.role == "segmenter" and worker.stopping and worker.process is not None
 
     def _start(self, child: Child) -> None:
-        child.process = subprocess.Popen(self.command(child.role, self.config), stdin=subprocess.DEVNULL)
+        environment = os.environ | {SUPERVISOR_PID: str(os.getpid())}
+        command = self.command(child.role, self.config)
+        child.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
         child.started = time.monotonic()
         child.stopping = False
         _log.info("role_started", extra={"entity": child.role, "pid_of": child.process.pid})
@@ -171,6 +176,7 @@ def serve(config: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     level = logging.getLevelNamesMapping()[settings.monitor.log_level.upper()]
     logs.configure(logs.LogStyle("supervisor", logs.site_key(folder / "log.key"), level))
+    logs.catch_uncaught()
     return Supervisor(config.absolute(), role_command).run()
 
 

@@ -7,6 +7,7 @@ import ipaddress
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,16 +23,18 @@ from node.config import UNSET_SERIAL, Settings, load_settings
 from node.dicom import scu
 from node.dicom.pixels import decoders
 from node.dicom.scp import Refusal
-from node.domain.admission import peer_lines
+from node.domain.admission import lines_to_add
 from node.domain.history import RefusedPeer, RoleRecord
 from node.domain.job import Destination
 from node.domain.variants import PDF_CLASS, SEG_CLASSES, SR_CLASSES
 from node.errors import ConfigError, PermanentlyRefused, Transient
 from node.service.house import enabled_bundles, segments_of, uncoded_labels
+from node.service.process import executor_id, runs
 from node.store.journal import Journal
+from node.supervisor import ROLES
 
 _ALIVE_S = 60.0
-"""Roles show themselves every few seconds; a segmenter that loads a model may be late."""
+"""Roles show themselves every few seconds; one that runs and does not hangs, or begins."""
 
 
 class Level(StrEnum):
@@ -56,8 +59,9 @@ def check(options: argparse.Namespace) -> int:
     """Run all checks; status 1 where one of them failed."""
     path = required_path(options)
     settings = load_settings(path)
+    running = frozenset(role for role in ROLES if runs(settings, role))
     remarks: list[Remark] = []
-    for run in _checks(settings, options.offline):
+    for run in _checks(settings, running, options.offline):
         for remark in run:
             remarks.append(remark)
             if not options.json:
@@ -66,20 +70,21 @@ def check(options: argparse.Namespace) -> int:
     if options.json:
         say(document({"ok": not failed, "config": path.absolute(), "checks": remarks, "settings": settings.dump()}))
     else:
-        say("not ready: mend what failed" if failed else "ready")
+        ready = "ready" if running else "ready; the node does not run, `hilum serve` starts it"
+        say("not ready: mend what failed" if failed else ready)
     return ANSWER_IS_NO if failed else DONE
 
 
-def _checks(settings: Settings, offline: bool) -> Iterator[Iterator[Remark]]:
+def _checks(settings: Settings, running: frozenset[str], offline: bool) -> Iterator[Iterator[Remark]]:
     """The checks in the order of the page; each runs when it is asked for its remarks."""
     yield _configuration(settings)
     yield _disk(settings)
     yield _decoders()
     yield _models(settings)
-    yield _listener(settings)
+    yield _listener(settings, running)
     if not offline:
         yield _destinations(settings)
-    yield _journal(settings)
+    yield _journal(settings, running)
 
 
 def _line(remark: Remark) -> str:
@@ -129,6 +134,9 @@ def _disk(settings: Settings) -> Iterator[Remark]:
     if not os.access(folder, os.W_OK | os.X_OK):
         yield _fail("disk", f"{folder} cannot be written", f"give it to the user that runs the node ({os.getuid()})")
         return
+    if mode := stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        text = f"{folder} is open to others (mode {mode:03o} beside its owner's): it holds patients' images and headers"
+        yield _warn("disk", text, f"chmod 700 {folder}")
     free, reserve = shutil.disk_usage(folder).free, settings.spool.reserve_bytes
     text = f"{folder}: {_gib(free)} free, {_gib(reserve)} of it kept in reserve"
     if free <= reserve:
@@ -173,14 +181,23 @@ def _model(settings: Settings, bundle: Bundle, coded: set[str]) -> Remark:
     return _ok(subject, text)
 
 
-def _listener(settings: Settings) -> Iterator[Remark]:
+def _listener(settings: Settings, running: frozenset[str]) -> Iterator[Remark]:
     host, port = settings.listener.host, settings.listener.port
     remote = [p.name for p in settings.peer if not all(ipaddress.ip_network(a).is_loopback for a in p.addresses)]
     if remote and host in {"127.0.0.1", "localhost", "::1"}:
         text = f"listens on {host} only: {', '.join(remote)} cannot reach it"
         yield _fail("listener", text, 'set listener.host = "0.0.0.0"')
-    if port and _answers(host, port):
-        yield _ok("listener", f"something listens on {host}:{port}: the node runs, or another program has the port")
+    answers = bool(port) and _answers(host, port)
+    if "listener" in running:
+        text = f"the node {'listens' if answers else 'does not yet listen'} on {host}:{port}"
+        yield (
+            _ok("listener", text)
+            if answers or not port
+            else _fail("listener", text, "the log of the listener says why")
+        )
+    elif answers:
+        mend = "stop it, or change listener.port"
+        yield _fail("listener", f"another program than this node listens on {host}:{port}", mend)
     else:
         yield _ok("listener", f"{host}:{port} is free; `hilum serve` will listen there")
 
@@ -236,29 +253,41 @@ def _missing(destination: Destination, takes: set[str]) -> list[str]:
     return missing
 
 
-def _journal(settings: Settings) -> Iterator[Remark]:
-    """Which roles live, and who was refused; a node that never ran has no journal, and looking makes none."""
-    if not (settings.node.data_dir / "journal.db").is_file():
-        return
+def _journal(settings: Settings, running: frozenset[str]) -> Iterator[Remark]:
+    """Which roles run, and who was refused; a node that never ran has no journal, and looking makes none."""
     now = datetime.now(UTC)
+    if not (settings.node.data_dir / "journal.db").is_file():
+        yield from _roles(settings, running, (), now) if running else ()
+        return
     with Journal.open(settings.journal_url) as journal:
         roles, refused = journal.roles(), journal.refused_peers()
-    yield from _roles(roles, now)
+    yield from _roles(settings, running, roles, now)
     for peer in refused:
         yield _turned_away(settings, peer, now)
 
 
-def _roles(roles: Collection[RoleRecord], now: datetime) -> Iterator[Remark]:
-    """A node of which no role lives was stopped; one of which some do not has lost them."""
-    seen = {role.executor_id: f"{role.executor_id} last seen {age(role.seen_at, now)} ago" for role in roles}
-    living = {role.executor_id for role in roles if (now - role.seen_at).total_seconds() < _ALIVE_S}
-    if roles and not living:
-        yield _ok("node", f"does not run: {', '.join(seen.values())}")
-    for executor_id in seen if living else ():
-        if executor_id in living:
-            yield _ok("node", f"{executor_id} runs")
+def _roles(
+    settings: Settings, running: Collection[str], records: Collection[RoleRecord], now: datetime
+) -> Iterator[Remark]:
+    """By their locks, which end with them; a node of which no role runs was stopped, one that misses some is broken."""
+    seen_at = {record.executor_id: record.seen_at for record in records}
+    for role in ROLES:
+        name = executor_id(settings, role)
+        last = f"last seen {age(seen_at[name], now)} ago" if name in seen_at else "never seen"
+        hangs = name in seen_at and (now - seen_at[name]).total_seconds() > _ALIVE_S
+        if role not in running:
+            mend = "it starts, or has ended; the log of `hilum serve` says why: role_ended, role_failed"
+            yield (
+                _fail("node", f"{name} does not run, {last}", mend)
+                if running
+                else _warn("node", f"{name} does not run, {last}")
+            )
+        elif hangs:
+            yield _warn(
+                "node", f"{name} runs, but was {last}: it starts, or hangs", "where it stays so, restart the node"
+            )
         else:
-            yield _warn("node", seen[executor_id], "the log of `hilum serve` says why: role_ended, role_not_configured")
+            yield _ok("node", f"{name} runs")
 
 
 def _turned_away(settings: Settings, peer: RefusedPeer, now: datetime) -> Remark:
@@ -269,7 +298,8 @@ def _turned_away(settings: Settings, peer: RefusedPeer, now: datetime) -> Remark
     if peer.reason == Refusal.PEER:
         if known := _listed(settings, peer):
             return _ok("refused", f"{text}; [[peer]] {known} lets it in, once the node was started with it")
-        return _warn("refused", text, "if it may send, add:\n" + peer_lines(peer.calling_ae_title, peer.address))
+        lines = lines_to_add(peer.calling_ae_title, peer.address, settings.peer)
+        return _warn("refused", text, f"if it may send, for node.toml:\n{lines}")
     answers_to = ", ".join(settings.called_ae_titles)
     mends: dict[str, str] = {
         Refusal.CALLED: f"it may call {answers_to}; see listener.virtual_ae_titles and peer.called_ae_titles",

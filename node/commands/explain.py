@@ -24,7 +24,7 @@ from node.domain.instance import InstanceState, Sender
 from node.domain.routing import Ineligible, ModelFacts, Rule
 from node.domain.senders import route_for_all
 from node.domain.stack import Stack, Unstackable
-from node.errors import CannotUnderstand, ConfigError
+from node.errors import CannotUnderstand
 from node.service.house import enabled_bundles, model_facts
 from node.store.due import UNREADABLE
 
@@ -168,7 +168,9 @@ def _received(record: SeriesRecord) -> DicomFolder:
         headers.append(header)
         paths[header.sop_instance_uid] = Path(instance.path)
     series = {record.summary.series_instance_uid: tuple(headers)} if headers else {}
-    return DicomFolder(series, paths, dict(skipped), unread=tuple(unread))
+    number = record.summary.id
+    nothing = f"of series {number} no image can be judged now; `hilum series {number}` shows each with its reason"
+    return DicomFolder(series, paths, dict(skipped), unread=tuple(unread), nothing=nothing)
 
 
 def _judged_as(options: argparse.Namespace, settings: Settings, sender: Sender) -> Sender:
@@ -176,14 +178,14 @@ def _judged_as(options: argparse.Namespace, settings: Settings, sender: Sender) 
 
     Raises
     ------
-    ConfigError
+    NotThere
         Where there is no such peer.
     """
     if options.sender:
         peer = next((peer for peer in settings.peer if peer.name == options.sender), None)
         if peer is None:
             known = ", ".join(peer.name for peer in settings.peer) or "none"
-            raise ConfigError(f"there is no [[peer]] named {options.sender!r}; there are: {known}")
+            raise NotThere(f"there is no [[peer]] named {options.sender!r}; there are: {known}")
         sender = replace(sender, alias=peer.name, calling_ae_title=peer.ae_title)
     return replace(sender, called_ae_title=options.called) if options.called else sender
 
@@ -200,4 +202,4 @@ def _tell(found: DicomFolder, said: Sequence[Explanation]) -> None:
     if found.skipped:
         say(left_out(found.skipped))
     if not said:
-        say("there is no DICOM image in it")
+        say(found.nothing)

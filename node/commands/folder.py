@@ -43,6 +43,8 @@ class DicomFolder:
     """What a person should know about the way the files were read."""
     unread: tuple[str, ...] = ()
     """Of a received series: images that cannot be read, and that its scans may lack (ASM-4)."""
+    nothing: str = "there is no DICOM image in it"
+    """What to say where no series is in it."""
 
 
 @dataclass

@@ -10,16 +10,17 @@ import os
 import pwd
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from node.dicom.headers import read_header, read_source
 from node.dicom.result_header import encoded
-from node.domain.history import InstanceRecord
-from node.domain.instance import InstanceHeader, InstanceState
+from node.domain.history import InstanceRecord, SeriesRecord
+from node.domain.identity import instance_numbers, owner_of
+from node.domain.instance import InstanceHeader
 from node.domain.job import NotAllowed
 from node.errors import CannotUnderstand
 from node.store.journal import Journal
-from node.store.reception import IDENTITY_CONFLICT
+from node.store.reception import IDENTITY_CONFLICT, claimants
 
 Which = Literal["newest", "oldest"]
 
@@ -39,18 +40,40 @@ def accept(journal: Journal, series_id: int, which: Which) -> str:
     record = journal.show_series(series_id)
     if record is None:
         raise NotAllowed(f"there is no series {series_id}")
-    candidates = [
-        each for each in record.instances if each.state == InstanceState.KEPT or each.reason == IDENTITY_CONFLICT
-    ]
+    candidates = claimants(record.instances)
     if not any(each.reason == IDENTITY_CONFLICT for each in candidates):
         raise NotAllowed(f"the identity of series {series_id} is not in doubt")
     headers = {each.id: header for each in candidates if (header := _header(each)) is not None}
     chosen = _chosen(candidates, headers, which)
-    whose = _whose(headers[chosen.id])
-    kept = [number for number, header in headers.items() if _whose(header) == whose]
+    kept = _agreeing(headers, chosen)
     owner = headers[chosen.id].study_instance_uid, _patient_id_as_received(Path(chosen.path))
     seen = record.summary.revision, record.summary.instances
     return journal.accept_identity(series_id, kept, owner, seen, f"{which}, by {_who()}")
+
+
+def choices(record: SeriesRecord) -> tuple[str, ...]:
+    """What each answer of `--accept` would keep, in words; nothing where the identity of the series is in no doubt."""
+    candidates = claimants(record.instances)
+    if not any(each.reason == IDENTITY_CONFLICT for each in candidates):
+        return ()
+    try:
+        headers = {each.id: header for each in candidates if (header := _header(each)) is not None}
+    except OSError as error:
+        return (f"whose images they are cannot be shown here: {error.strerror}",)
+    return tuple(_choice(record.summary.id, candidates, headers, which) for which in get_args(Which))
+
+
+def _choice(
+    series_id: int, candidates: Sequence[InstanceRecord], headers: Mapping[int, InstanceHeader], which: Which
+) -> str:
+    asked = f"hilum retry --series {series_id} --accept {which}"
+    try:
+        kept = _agreeing(headers, _chosen(candidates, headers, which))
+    except NotAllowed as error:
+        return f"{asked}: {error}"
+    return f"{asked}: keeps {instance_numbers(headers[number] for number in kept)}, sets aside " + (
+        instance_numbers(headers[number] for number in headers if number not in set(kept))
+    )
 
 
 def _header(instance: InstanceRecord) -> InstanceHeader | None:
@@ -73,8 +96,9 @@ def _chosen(
     return first
 
 
-def _whose(header: InstanceHeader) -> tuple[object, str]:
-    return header.identity, header.study_instance_uid
+def _agreeing(headers: Mapping[int, InstanceHeader], chosen: InstanceRecord) -> list[int]:
+    whose = owner_of(headers[chosen.id])
+    return [number for number, header in headers.items() if owner_of(header) == whose]
 
 
 def _patient_id_as_received(path: Path) -> str:

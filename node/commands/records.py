@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 from node.commands.configuration import settings_of
-from node.commands.identity import accept
+from node.commands.identity import accept, choices
 from node.commands.terminal import DONE, NotThere, age, document, harmless, plain, say, table
 from node.config import Settings
+from node.domain.findings import readable_ml
 from node.domain.history import Event, JobRecord, PartRecord, SeriesRecord, SeriesSummary
 from node.domain.job import Job, JobState, NotAllowed
 from node.domain.series import SeriesState
@@ -41,7 +42,8 @@ def series(options: argparse.Namespace) -> int:
         if options.series is not None:
             record = series_record(journal, options.series)
             in_log = _name_in_log(settings, record.summary.series_instance_uid)
-            say(document(plain(record) | {"in_log": in_log}) if options.json else _series_page(record, in_log))
+            as_json = options.json
+            say(document(plain(record) | {"in_log": in_log}) if as_json else _series_page(record, in_log, journal))
             return DONE
         state = SeriesState(options.state) if options.state else None
         rows = journal.list_series(state=state, limit=options.limit)
@@ -60,7 +62,9 @@ def jobs(options: argparse.Namespace) -> int:
             return DONE
         state = JobState(options.state) if options.state else None
         rows = journal.list_jobs(state=state, model=options.model, limit=options.limit)
-    say(document(rows) if options.json else _job_list(rows))
+        unsent = journal.not_sent(rows)
+    with_unsent = [plain(row) | {"not_sent_to": unsent.get(row.id, ())} for row in rows]
+    say(document(with_unsent) if options.json else _job_list(rows, unsent))
     return DONE
 
 
@@ -76,7 +80,7 @@ def _series_list(rows: Sequence[SeriesSummary]) -> str:
     if not rows:
         return "no series"
     now = datetime.now(UTC)
-    heads = ("series", "received", "from", "images", "state", "revision", "outcome", "reason", "evidence")
+    heads = ("series", "received", "from", "objects", "state", "revision", "outcome", "reason", "evidence")
     return table(
         heads,
         (
@@ -84,7 +88,7 @@ def _series_list(rows: Sequence[SeriesSummary]) -> str:
                 r.id,
                 age(r.last_received_at, now),
                 r.sender.alias,
-                r.instances,
+                r.instances or r.held,
                 r.state,
                 r.revision,
                 r.outcome,
@@ -96,11 +100,11 @@ def _series_list(rows: Sequence[SeriesSummary]) -> str:
     )
 
 
-def _job_list(rows: Sequence[Job]) -> str:
+def _job_list(rows: Sequence[Job], unsent: Mapping[int, Sequence[str]]) -> str:
     if not rows:
         return "no jobs"
     now = datetime.now(UTC)
-    heads = ("job", "made", "series", "revision", "model", "state", "attempt", "destinations", "reason")
+    heads = ("job", "made", "series", "revision", "model", "state", "attempt", "destinations", "not sent to", "reason")
     return table(
         heads,
         (
@@ -113,6 +117,7 @@ def _job_list(rows: Sequence[Job]) -> str:
                 r.state,
                 r.attempt,
                 ", ".join(r.destinations),
+                ", ".join(unsent.get(r.id, ())),
                 r.reason,
             )
             for r in rows
@@ -126,7 +131,7 @@ def _name_in_log(settings: Settings, series_instance_uid: str) -> str:
     return hashed(series_instance_uid, key.read_bytes()) if key.is_file() else ""
 
 
-def _series_page(record: SeriesRecord, in_log: str) -> str:
+def _series_page(record: SeriesRecord, in_log: str, journal: Journal) -> str:
     s = record.summary
     facts = {
         "Series Instance UID": s.series_instance_uid,
@@ -134,21 +139,34 @@ def _series_page(record: SeriesRecord, in_log: str) -> str:
         "from": f"{s.sender.alias}: {s.sender.calling_ae_title} at {s.sender.address}",
         "called": s.sender.called_ae_title,
         "state": f"{s.state}, revision {s.revision}" + (f", {s.completeness}" if s.completeness else ""),
-        "received": f"{s.instances} images, the last one {age(s.last_received_at)} ago",
-        "evidence": f"{s.evidence}, after {s.wait_s:.0f} s" if s.evidence else "none yet",
+        "received": f"{_came(s)}, the last one {age(s.last_received_at)} ago",
+        "evidence": f"{s.evidence}, after {s.wait_s:.0f} s" if s.evidence else _no_evidence(s),
         "outcome": _joined(s.outcome, s.reason),
     }
     out = [f"series {s.id}", _facts(facts)]
     if record.parts:
         out += ["", "stacks", *(_part_line(part) for part in record.parts)]
     if record.jobs:
-        out += ["", "jobs", _indented(_job_list(record.jobs))]
+        out += ["", "jobs", _indented(_job_list(record.jobs, journal.not_sent(record.jobs)))]
     odd = [i for i in record.instances if i.reason or i.duplicates or i.replaced]
     if odd:
         heads = ("SOP Instance UID", "state", "reason", "came again", "replaced")
         rows = ((i.sop_instance_uid, i.state, i.reason, i.duplicates, "yes" if i.replaced else "") for i in odd)
         out += ["", "instances with something to say", table(heads, rows, "  ")]
+    if s.state is SeriesState.SETTLED and (answers := choices(record)):
+        out += ["", "whose images they are, a person must say (docs/operate.md)", *(f"  {line}" for line in answers)]
     return "\n".join([*out, "", "history", _history(record.events)])
+
+
+def _came(s: SeriesSummary) -> str:
+    kinds = ((s.instances, "images"), (s.held, "objects that are held"))
+    return " and ".join(f"{number} {what}" for number, what in kinds if number) or "nothing"
+
+
+def _no_evidence(s: SeriesSummary) -> str:
+    if s.state is SeriesState.OPEN:
+        return "none yet"
+    return "not needed: what is held waits for nothing more" if s.outcome == "held" else "none"
 
 
 def _job_page(record: JobRecord) -> str:
@@ -179,14 +197,14 @@ def _job_page(record: JobRecord) -> str:
 def _result(result: Mapping[str, Any]) -> str:
     """The table of volumes, and below it how they were made."""
     found = result.get("findings", ())
-    rows = ((f["segment"], _ml(f["volume_ml"]), f["outcome"], "; ".join(f["flags"])) for f in found)
+    rows = ((f["segment"], _ml(f["volume_ml"], f["outcome"]), f["outcome"], "; ".join(f["flags"])) for f in found)
     how = {key: _plainly(value) for key, value in result.items() if key != "findings"}
     volumes = [table(("organ", "mL", "outcome", "remarks"), rows, "  ")] if found else []
     return "\n".join([*volumes, _facts(how)])
 
 
-def _ml(volume_ml: float | None) -> str:
-    return "" if volume_ml is None else f"{volume_ml:.2f}"
+def _ml(volume_ml: float | None, outcome: str) -> str:
+    return "" if volume_ml is None else readable_ml(volume_ml, outcome)
 
 
 def _plainly(value: object) -> str:

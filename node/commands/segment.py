@@ -25,7 +25,7 @@ from node.dicom.compose import Composition, compose
 from node.dicom.pictures import overlay_png
 from node.dicom.pixels import split_series
 from node.dicom.result_header import numbers_in_turn
-from node.domain.findings import Finding
+from node.domain.findings import Finding, readable_ml
 from node.domain.instance import InstanceHeader
 from node.domain.routing import Ineligible, Routed, Rule, route
 from node.domain.segments import SegmentDescription
@@ -210,8 +210,12 @@ def _write_for_research(done: Segmented, segments: Mapping[str, SegmentDescripti
     write_label_map(folder / "labels.nii.gz", label_map)
     colours = {label: segments[name].colour for label, name in label_map.names.items() if name in segments}
     write_itksnap_labels(folder / "labels.txt", label_map.names, colours)
-    volumes_ml = {f.label: f.volume_ml for f in done.findings.findings if f.volume_ml is not None}
-    picture = overlay_png(done.volume, label_map, segments, volumes_ml)
+    volumes = {
+        found.label: f"{readable_ml(found.volume_ml, found.outcome)} mL"
+        for found in done.findings.findings
+        if found.volume_ml is not None
+    }
+    picture = overlay_png(done.volume, label_map, segments, volumes)
     (folder / "overlay.png").write_bytes(picture)
 
 
@@ -244,7 +248,7 @@ def _tell(found: DicomFolder, reports: Sequence[ScanReport]) -> None:
         if report.outcome != "segmented":
             continue
         say(f"{harmless(report.series)}: {report.model} on {report.backend}, {report.seconds.get('total', 0.0):.1f} s")
-        rows = ((v.segment, _ml(v.volume_ml), v.outcome, "; ".join(v.flags)) for v in report.volumes)
+        rows = ((v.segment, _ml(v), v.outcome, "; ".join(v.flags)) for v in report.volumes)
         say(table(("organ", "mL", "outcome", "remarks"), rows, "  "))
         say(f"  {report.folder}: {', '.join(report.files)}\n")
     if reports:
@@ -262,5 +266,5 @@ def _became(report: ScanReport) -> str:
     return {"ineligible": "no model for it", "rejected": "cannot serve"}.get(report.outcome, report.outcome)
 
 
-def _ml(volume_ml: float | None) -> str:
-    return "" if volume_ml is None else f"{volume_ml:.2f}"
+def _ml(line: VolumeLine) -> str:
+    return "" if line.volume_ml is None else readable_ml(line.volume_ml, line.outcome)

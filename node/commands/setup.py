@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import uuid
 from functools import partial
@@ -14,13 +15,13 @@ from node.errors import ConfigError
 
 
 def init(options: argparse.Namespace) -> int:
-    """Write node.toml, with a serial of its own, and make the data folders."""
+    """Write node.toml, with a serial of its own, and make the data folders; all for their owner only."""
     target = options.folder / "node.toml"
     text = example(options.ae_title, serial=uuid.uuid4().hex[:12])
     settings = parse_settings(text, target)
     options.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with target.open("x", encoding="utf-8") as file:
+        with open(target, "x", encoding="utf-8", opener=partial(os.open, mode=0o600)) as file:
             file.write(text)
     except FileExistsError:
         raise ConfigError(

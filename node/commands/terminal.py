@@ -12,13 +12,26 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from node.errors import HilumError
+from engines.errors import BackendUnavailable, EngineError, OutOfDeviceMemory
+from node.errors import ConfigError, HilumError, Transient
 
 DONE, ANSWER_IS_NO, USAGE, NOT_THERE, UNAVAILABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 class NotThere(HilumError):
     """What was asked for does not exist, or its state does not allow it."""
+
+
+def status_of(error: HilumError | EngineError) -> int:
+    """The exit status of a command that ended with this error."""
+    for kinds, status in (
+        ((ConfigError,), USAGE),
+        ((NotThere,), NOT_THERE),
+        ((Transient, BackendUnavailable, OutOfDeviceMemory), UNAVAILABLE),
+    ):
+        if isinstance(error, kinds):
+            return status
+    return ANSWER_IS_NO
 
 
 def say(text: str = "") -> None:
@@ -123,4 +136,4 @@ def progress(what: str, quiet: bool = False) -> Iterator[Progress]:
 
 
 def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).replace("-", "", 1).isdigit() or text in {"", "-"}
+    return text.lstrip("<>= ").replace(".", "", 1).replace("-", "", 1).isdigit() or text in {"", "-"}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from node.commands.configuration import settings_of
-from node.commands.terminal import ANSWER_IS_NO, DONE, document, note, say
+from node.commands.terminal import ANSWER_IS_NO, DONE, NotThere, document, note, say
 from node.selftest.demo import Outcome, run_demo, run_selftest
 
 
@@ -19,6 +19,9 @@ def demo(options: argparse.Namespace) -> int:
 def selftest(options: argparse.Namespace) -> int:
     """Try out the road into a configured destination; status 1 where an organ differs from the truth."""
     settings = settings_of(options)
+    if options.destination not in settings.destinations():
+        known = ", ".join(settings.destinations()) or "none"
+        raise NotThere(f"there is no [[destination]] named {options.destination!r}; there are: {known}")
     return _ended(run_selftest(settings, options.destination, options.out, _steps()), as_json=options.json)
 
 

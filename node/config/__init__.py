@@ -1,7 +1,7 @@
 """Settings: one TOML file, read into frozen, strictly typed models, and turned into the domain's types.
 
 What other rooms are handed (the listener's peers and limits, the style of results) `node.service` makes from the
-sections, so that reading a configuration loads neither pydicom nor pynetdicom.
+sections, so that reading a configuration loads no pynetdicom, and of pydicom the dictionary of keywords alone.
 
 Every refusal is a ConfigError that names the file, the key, the value and the mend. The file holds no secret: where one
 will be needed (a private key, a database password) it is named by the path of the file that holds it.
@@ -19,7 +19,8 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
-from node.config.complaints import complaints, redacted, unknown_name
+from node.config.complaints import complaints, not_toml, redacted, unknown_name
+from node.config.fields import field_fault
 from node.config.sections import (
     UNSET_SERIAL,
     CompletionSection,
@@ -55,6 +56,9 @@ SHIPPED_CONFIG = Path(__file__).resolve().parent.parent.parent / "dicom_config"
 """The folder of data that is installed beside the package: the example file and the table of segments."""
 
 
+_EVERY_INTERFACE = frozenset({"0.0.0.0", "::"})  # noqa: S104
+
+
 class Settings(Section):
     """The whole file. Section names are those of the TOML: `[node]`, `[[peer]]`, ..."""
 
@@ -80,6 +84,18 @@ class Settings(Section):
                 raise ValueError(f"[[{kind}]] name = {sorted(twice)[0]!r} stands twice; give each its own")
         if fault := next(filter(None, self._unknown_names()), ""):
             raise ValueError(fault)
+        return self
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Settings:
+        monitor, listener = self.monitor, self.listener
+        ports = {f"monitor.{role}_port": port for role, port in monitor.ports.items() if port}
+        hosts = {monitor.host, listener.host}
+        if listener.port and (len(hosts) == 1 or hosts & _EVERY_INTERFACE):
+            ports["listener.port"] = listener.port
+        for key, port in ports.items():
+            if same := [other for other in ports if ports[other] == port and other != key]:
+                raise ValueError(f"{key} and {same[0]} are both {port}; give each its own")
         return self
 
     def _unknown_names(self) -> Iterator[str]:
@@ -203,7 +219,7 @@ def parse_settings(text: str, path: Path) -> Settings:
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
+        raise ConfigError(f"{path}: {not_toml(text, error)}") from error
     try:
         settings = Settings.model_validate(_tuples({"node": {}, **tree}), context={"folder": path.absolute().parent})
         settings.rules()
@@ -215,6 +231,9 @@ def parse_settings(text: str, path: Path) -> Settings:
 
 
 def _rule(section: RuleSection) -> Rule:
+    for condition in section.when:
+        if fault := field_fault(condition.field):
+            raise ConfigError(f"rule {section.name!r}: condition on {condition.field}: {fault}")
     try:
         conditions = tuple(Condition(c.field, c.op, c.value) for c in section.when)
     except ConfigError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,30 @@ def unknown_name(what: str, names: Collection[str], known: Collection[str]) -> s
     """What to say of the first name that is not known, with the nearest that is; nothing where all are."""
     for name in names:
         if name not in known:
-            return f"{what} names {name!r}, which is not configured{_nearest(name, known)}"
+            return f"{what} names {name!r}, which is not configured{nearest(name, known)}"
     return ""
+
+
+def not_toml(text: str, error: tomllib.TOMLDecodeError) -> str:
+    """What to say of a text that is no TOML; a key that stands twice is named with its line, never with its value."""
+    if not str(error).startswith("Cannot overwrite a value"):
+        return f"not TOML: {error}"
+    # tomllib notices it at the end of the value, which may be the end of the file.
+    told = re.search(r"at line (\d+)", str(error))
+    lines = text.rstrip().splitlines()
+    number = int(told[1]) if told else len(lines)
+    key, equals, _ = lines[number - 1].partition("=")
+    return f"line {number}: {f'the key {key.strip()}' if equals else 'a key'} stands twice in its section"
+
+
+def nearest(word: str, known: Collection[str], otherwise: str = "") -> str:
+    """What to add to the refusal of a word: the nearest one that is known; else `otherwise`, or all of them."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    if otherwise:
+        return f"; {otherwise}"
+    return f"; known: {', '.join(sorted(known))}" if known else ""
 
 
 def redacted(key: str, value: Any) -> Any:
@@ -53,7 +76,7 @@ def _complaint(path: Path, model: type[BaseModel], place: Place, item: Any) -> s
     field = _field_at(model, place)
     meaning = f"; it is: {field.description}" if field is not None and field.description else ""
     if item["type"] == "extra_forbidden":
-        return f"{path}: {key}: no such key{_nearest(str(place[-1]), _fields_at(model, place[:-1]))}"
+        return f"{path}: {key}: no such key{nearest(str(place[-1]), _fields_at(model, place[:-1]))}"
     if item["type"] == "missing":
         return f"{path}: {key}: is missing{meaning}"
     said = str(item["msg"]).removeprefix("Value error, ")
@@ -102,10 +125,3 @@ def _model_within(annotation: Any) -> type[BaseModel] | None:
     """The model that a field's type is, or is a tuple of."""
     candidates = (annotation, *getattr(annotation, "__args__", ()))
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-
-
-def _nearest(word: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(sorted(known))}" if known else ""

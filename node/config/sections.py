@@ -215,7 +215,10 @@ class DestinationSection(Section):
 class ConditionSection(Section):
     """One line of `when`: a field, an operator, a value."""
 
-    field: str = Field(min_length=1, description="A DICOM keyword of the series, or a derived fact.")
+    field: str = Field(
+        min_length=1,
+        description="A DICOM keyword of the series, or a derived fact; of the patient, only the sex and the age.",
+    )
     op: Literal["eq", "in", "regex", "range", "exists"] = Field(description="How it is compared.")
     value: str | bool | int | float | tuple[str | int | float, ...] = Field(description="What it is compared with.")
 
@@ -321,3 +324,8 @@ class MonitorSection(Section):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe line that is logged."
     )
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """The port of each role; 0: none."""
+        return {"listener": self.listener_port, "worker": self.worker_port, "segmenter": self.segmenter_port}

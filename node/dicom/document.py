@@ -19,7 +19,7 @@ from node.dicom.composition import Composition
 from node.dicom.pictures import Crop, frame_image, organ_crop, overlay_png, window
 from node.dicom.result_header import agreed_date, agreed_value, code_item, referenced_series, start_result
 from node.dicom.sr import RESEARCH_LINE
-from node.domain.findings import Finding, Outcome
+from node.domain.findings import Finding, Outcome, readable_ml
 from node.domain.job import ObjectKind
 from node.domain.planes import StackGeometry
 from node.domain.segments import Code
@@ -216,9 +216,8 @@ class _Sheet:
         self._canvas.setFillColor(_colour(finding.segment.colour))
         self._canvas.roundRect(swatch, base - 0.6 * mm, 3.6 * mm, 3.6 * mm, 0.7 * mm, stroke=0, fill=1)
         self._text(organ, base, finding.segment.label, 10, _INK)
-        shown = "-" if finding.volume_ml is None else readable_ml(finding.volume_ml)
-        sign = ">= " if finding.outcome is Outcome.PARTIAL else ""
-        self._text(volume, base, sign + shown, 10.5, _INK, align="right", bold=True)
+        shown = "-" if finding.volume_ml is None else readable_ml(finding.volume_ml, finding.outcome)
+        self._text(volume, base, shown, 10.5, _INK, align="right", bold=True)
         plain = finding.outcome is Outcome.MEASURED and not remarks
         self._text(result, base, _RESULT_WORDS[finding.outcome], 9, _SOFT if plain else _AMBER_INK)
         for line, remark in enumerate(remarks, 1):
@@ -236,7 +235,8 @@ class _Sheet:
         colour = finding.segment.colour
         crop = organ_crop(image, mask, spacing, grey=grey, colour=colour, size_px=_PICTURE_PX)
         top = self._y
-        shown = "not measured" if finding.volume_ml is None else f"{readable_ml(finding.volume_ml)} mL"
+        ml = finding.volume_ml
+        shown = "not measured" if ml is None else f"{readable_ml(ml, finding.outcome)} mL"
         self._canvas.setFillColor(_colour(finding.segment.colour))
         self._canvas.roundRect(left, top - 3.4 * mm, 3 * mm, 3 * mm, 0.6 * mm, stroke=0, fill=1)
         self._text(left + 4.5 * mm, top - 3.2 * mm, f"{finding.segment.label}, {shown}", 9, _INK, bold=True)
@@ -309,13 +309,6 @@ class _Sheet:
         self._canvas.setFillColor(colour)
         draw = {"left": "drawString", "right": "drawRightString", "centre": "drawCentredString"}[align]
         getattr(self._canvas, draw)(x, y, text)
-
-
-def readable_ml(volume_ml: float) -> str:
-    """A volume for people: three digits or so."""
-    if volume_ml >= 100:
-        return f"{volume_ml:.0f}"
-    return f"{volume_ml:.1f}" if volume_ml >= 10 else f"{volume_ml:.2f}"
 
 
 def directions(geometry: StackGeometry) -> tuple[tuple[str, str], tuple[str, str]]:

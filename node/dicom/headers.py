@@ -20,33 +20,18 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.multival import MultiValue
 
 from node.dicom.diffusion import b_value, gradient
+from node.dicom.own_results import is_own_result
 from node.dicom.pixel_element import PixelElement, read_pixel_element
 from node.dicom.result_header import COPIED, encoded
-from node.domain.instance import MANUFACTURER, MODEL_NAME, FrameHeader, InstanceHeader, PatientIdentity
+from node.domain.attributes import CODE_SEQUENCES, coded_fields, is_asked_for
+from node.domain.instance import FrameHeader, InstanceHeader, PatientIdentity
 from node.errors import CannotUnderstand
 
 # pydicom warns of a broken value by printing it, and it may be a patient's (SEC-20).
 settings.reading_validation_mode = IGNORE
 
 _MOST_FRAMES = 100_000
-_TAG_GROUPS = (0x0008, 0x0018, 0x0020, 0x0028, 0x0032, 0x0040, 0x0054)
-_TAG_VRS = frozenset({"AE", "AS", "CS", "DS", "FD", "FL", "IS", "LO", "LT", "SH", "SL", "SS", "ST", "UL", "US"})
 _ASCII_VRS = frozenset({"AE", "AS", "CS", "DS", "IS"})
-_UNTOLD = frozenset(
-    {
-        *("AccessionNumber", "StudyID", "InstitutionAddress", "RequestingService", "CurrentPatientLocation"),
-        *(
-            "AdmissionID",
-            "ServiceEpisodeID",
-            "DeviceSerialNumber",
-            "ImageComments",
-            "FillerOrderNumberImagingServiceRequest",
-        ),
-        *("PlacerOrderNumberImagingServiceRequest", "RequestedProcedureID", "ScheduledProcedureStepID"),
-        *("PerformedProcedureStepID", "RequestAttributesSequence", "ReasonForStudy", "ReasonForTheRequestedProcedure"),
-    }
-)
-"""Keywords that say who somebody is, or free text in which it may stand; rules cannot ask for them."""
 
 
 def read_header(path: Path, sop_class_uid: str = "", sop_instance_uid: str = "") -> InstanceHeader:
@@ -182,7 +167,7 @@ def _header(ds: Dataset, pixels: PixelElement) -> InstanceHeader:
         concatenation_total=_int(ds, "InConcatenationTotalNumber"),
         images_in_acquisition=_int(ds, "ImagesInAcquisition"),
         is_mosaic=_is_mosaic(ds),
-        own_result=_is_own_result(ds),
+        own_result=is_own_result(ds),
         copied=_copied(ds),
         defects=(*pixels.defects, *_value_defects(ds, modality)),
         tags=_tags(ds),
@@ -347,15 +332,6 @@ def _is_mosaic(ds: Dataset) -> bool:
     return (_as_int(tiles) or 0) > 1
 
 
-def _is_own_result(ds: Dataset) -> bool:
-    """Whether this product made or helped to make it (NET-36)."""
-    makers = [ds, *(ds.get("ContributingEquipmentSequence") or [])]
-    return any(
-        _text(maker, "Manufacturer") == MANUFACTURER and _text(maker, "ManufacturerModelName") == MODEL_NAME
-        for maker in makers
-    )
-
-
 def _copied(ds: Dataset) -> dict[str, str]:
     """A digest of each attribute that results copy (RES-31), by keyword; of a sequence too."""
     values = {keyword: encoded(ds, keyword) for keyword in (*COPIED, "SpecificCharacterSet")}
@@ -404,15 +380,12 @@ def _tags(ds: Dataset) -> dict[str, str]:
     tags = {}
     for tag in ds.keys():  # noqa: SIM118 - iterating the data set itself would convert every element
         keyword = keyword_for_tag(tag)
-        if tag.group not in _TAG_GROUPS or not keyword or keyword in _UNTOLD or dictionary_VR(tag) not in _TAG_VRS:
+        if not keyword or not is_asked_for(tag.group, keyword, dictionary_VR(tag)):
             continue
         text = _plain_text(ds.get_item(tag)) or _text(ds, keyword)
         if text and len(text) <= 256:
             tags[keyword] = text
     tags.update(_coded_tags(ds))
-    for keyword in ("PatientSex", "PatientPosition"):
-        if ds.get(keyword):
-            tags[keyword] = _text(ds, keyword)
     return tags
 
 
@@ -426,11 +399,11 @@ def _plain_text(element: object) -> str:
 def _coded_tags(ds: Dataset) -> Mapping[str, str]:
     """Codes of procedure and anatomy, as `ProcedureCodeValue`, `ProcedureCodeMeaning`, ... (ASM-51)."""
     found = {}
-    for name in ("ProcedureCodeSequence", "RequestedProcedureCodeSequence", "AnatomicRegionSequence"):
+    for name in CODE_SEQUENCES:
+        value, meaning = coded_fields(name)
         for code in (ds.get(name) or [])[:1]:
-            stem = name.removesuffix("Sequence").removesuffix("Code")
-            found[f"{stem}CodeValue"] = _text(code, "CodeValue")
-            found[f"{stem}CodeMeaning"] = _text(code, "CodeMeaning")
+            found[value] = _text(code, "CodeValue")
+            found[meaning] = _text(code, "CodeMeaning")
     return found
 
 

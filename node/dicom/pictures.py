@@ -118,7 +118,7 @@ def overlay_png(
     volume: Volume,
     label_map: LabelMap,
     segments: Mapping[str, SegmentDescription],
-    volumes_ml: Mapping[int, float] | None = None,
+    volumes: Mapping[int, str] | None = None,
     unreported: Collection[int] = (),
 ) -> bytes:
     """One picture: an axial, a coronal and a sagittal plane through as many organs as can be, outlines, and a legend.
@@ -127,8 +127,8 @@ def overlay_png(
     ----------
     segments
         Colours and labels by name; labels that are not in it get a colour of their own.
-    volumes_ml
-        Written into the legend, by label.
+    volumes
+        In words, such as `>= 117 mL`, by label: written into the legend.
     unreported
         Labels to leave out, such as the body.
 
@@ -142,7 +142,7 @@ def overlay_png(
     grey = window(voxels, volume.modality)
     colours = _colours(label_map, segments, unreported)
     panels = [_panel(voxels, labels, spacing, axis, grey=grey, colours=colours) for axis in range(3)]
-    legend = _legend(label_map, segments=segments, colours=colours, volumes_ml=volumes_ml or {})
+    legend = _legend(label_map, segments=segments, colours=colours, volumes=volumes or {})
     width = 3 * _PANEL_PX + 5 * _MARGIN_PX + legend.width
     sheet = Image.new("RGB", (width, _PANEL_PX + 2 * _MARGIN_PX + _TITLE_PX), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -245,12 +245,12 @@ def _legend(
     *,
     segments: Mapping[str, SegmentDescription],
     colours: Mapping[int, Colour],
-    volumes_ml: Mapping[int, float],
+    volumes: Mapping[int, str],
 ) -> Image.Image:
     """Swatch, name and volume of every label: as high as a panel, in as many columns as that takes."""
     line = max(_LEAST_LINE_PX, min(_LARGEST_LINE_PX, _PANEL_PX // max(1, len(colours))))
     font = ImageFont.load_default(min(16, line - 5))
-    texts = {label: _legend_text(label_map.names[label], segments, volumes_ml.get(label)) for label in colours}
+    texts = {label: _legend_text(label_map.names[label], segments, volumes.get(label)) for label in colours}
     column = line + _MARGIN_PX + math.ceil(max((font.getlength(text) for text in texts.values()), default=0))
     per_column = _PANEL_PX // line
     drawn = Image.new("RGB", (max(1, column * math.ceil(len(texts) / per_column)), _PANEL_PX), _PAPER)
@@ -262,6 +262,6 @@ def _legend(
     return drawn
 
 
-def _legend_text(name: str, segments: Mapping[str, SegmentDescription], volume_ml: float | None) -> str:
+def _legend_text(name: str, segments: Mapping[str, SegmentDescription], volume: str | None) -> str:
     label = segments[name].label if name in segments else name
-    return label if volume_ml is None else f"{label}  {volume_ml:.1f} mL"
+    return label if volume is None else f"{label}  {volume}"

@@ -54,7 +54,7 @@ from node.dicom.upper_layer import (
     accept,
     decode_request,
 )
-from node.domain.admission import peer_lines
+from node.domain.admission import lines_to_add
 from node.domain.instance import Sender
 from node.domain.series import ArrivingSeries
 
@@ -468,7 +468,7 @@ class Scp:
         address = str(connection.address)
         facts = {"calling_ae_title": calling, "called_ae_title": called, "address": address, "reason": str(reason)}
         if reason is Refusal.PEER and calling:
-            facts["line"] = peer_lines(calling, address)
+            facts["line"] = lines_to_add(calling, address, self._peers)
         _log.warning("association_refused", extra=facts)
         self._observer(AssociationRefused(calling, called, address, reason))
 

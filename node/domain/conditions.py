@@ -74,7 +74,10 @@ def _regex_fault(pattern: str) -> str:
     try:
         _compiled(pattern)
     except re2.error as error:
-        return f"not an expression that RE2 knows: {error}"
+        said = error.args[0] if error.args else ""
+        return (
+            f"not an expression that RE2 knows: {said.decode('utf-8', 'replace') if isinstance(said, bytes) else said}"
+        )
     return ""
 
 

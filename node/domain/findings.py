@@ -131,6 +131,15 @@ def measure(
     return Findings(tuple(findings), provenance, tuple(sentences))
 
 
+def readable_ml(volume_ml: float, outcome: str = Outcome.MEASURED) -> str:
+    """A volume for people, three digits or so: a lower bound says that it is one, and what is there is never 0."""
+    partial = outcome == Outcome.PARTIAL
+    if volume_ml < 0.01:
+        return "> 0" if partial else "< 0.01"
+    digits = 0 if volume_ml >= 100 else 1 if volume_ml >= 10 else 2
+    return f"{'>= ' if partial else ''}{volume_ml:.{digits}f}"
+
+
 def segment_numbers(findings: Findings) -> NDArray[np.uint8]:
     """uint8, (256,): the SegmentNumber for each label; 0 for background, absent and unreported labels."""
     table = np.zeros(256, dtype=np.uint8)

@@ -37,6 +37,7 @@ class SeriesSummary:
     state: SeriesState
     revision: int
     instances: int
+    """Images that came for it, each time that they came with other bytes; held ones are not among them."""
     first_received_at: datetime
     last_received_at: datetime
     outcome: str
@@ -45,6 +46,8 @@ class SeriesSummary:
     evidence: str
     completeness: str
     wait_s: float
+    held: int
+    """Objects that are stored for it and never processed."""
 
 
 @dataclass(frozen=True)

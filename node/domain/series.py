@@ -37,6 +37,8 @@ class Evidence(StrEnum):
     """All parts of the concatenation are here: InConcatenationTotalNumber."""
     FORCED = "forced"
     """The longest wait is over."""
+    OPERATOR = "operator"
+    """A person asked to judge it anew as it is: `hilum retry --series`."""
     FOLDER = "folder"
     """The caller named the whole: a folder given on the command line."""
 

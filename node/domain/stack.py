@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.domain.exclusions import LEAVES_GAP, Exclusion, exclusion
+from node.domain.identity import disagreement
 from node.domain.instance import InstanceHeader, SourceFrame
 from node.domain.partition import Part, condition_text, hard_parts, position_numbers, separate, slices_of
 from node.domain.planes import Lattice, Misfit, Planes, StackGeometry, judge
@@ -201,15 +202,9 @@ def ambiguous_frames(parts: Sequence[Stack | Unstackable]) -> tuple[SourceFrame,
 
 def _series_doubt(headers: Sequence[InstanceHeader]) -> Exclusion | None:
     """Why the series as a whole is in doubt: two patients (ASM-8), or two objects under one UID (NET-12)."""
-    studies = {header.study_instance_uid for header in headers}
-    identities = {header.identity for header in headers}
-    if len(identities) > 1 or len(studies) > 1:
-        differing = [
-            name
-            for name in ("patient_id", "issuer", "name", "birth_date")
-            if len({getattr(identity, name) for identity in identities}) > 1
-        ] + (["study_instance_uid"] if len(studies) > 1 else [])
-        return Exclusion("identity_mismatch", f"slices disagree in {', '.join(differing)}", quarantined=True)
+    disagree = disagreement(headers)
+    if disagree:
+        return Exclusion("identity_mismatch", disagree, quarantined=True)
     uids = [header.sop_instance_uid for header in headers]
     if len(set(uids)) != len(uids):
         twice = len(uids) - len(set(uids))

@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -140,6 +141,17 @@ def configure(style: LogStyle, stream: TextIO | None = None) -> None:
         library.setLevel(max(style.level, least))
     _keep_identifiers_out()
     warnings.showwarning = _log_warning
+
+
+def catch_uncaught() -> None:
+    """Make what nobody catches, in any thread, a line of the log: a traceback would show values in plain text."""
+    sys.excepthook = lambda _kind, error, _trace: _log_uncaught(error)
+    threading.excepthook = lambda raised: _log_uncaught(raised.exc_value)
+
+
+def _log_uncaught(error: BaseException | None) -> None:
+    if error is not None and not isinstance(error, SystemExit):
+        logging.getLogger(__name__).critical("crashed", exc_info=error)
 
 
 def site_key(path: Path) -> bytes:

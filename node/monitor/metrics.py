@@ -64,7 +64,7 @@ STATUS_CLASSES = (
     OTHER,
 )
 RECEIVED_KINDS = ("kept", "held", "quarantined", "duplicate", OTHER)
-EVIDENCE = ("silence", "released", "multiframe", "concatenation", "forced", "folder", OTHER)
+EVIDENCE = ("silence", "released", "multiframe", "concatenation", "forced", "operator", "folder", OTHER)
 ELIGIBLE = ("true", "false")
 STAGES = ("assemble", "load", "segment", "compose", "deliver", OTHER)
 CAUSES = ("bug", "crashed", "exhausted", "refused", "readback", "bundle", "backend", "outdated", "input", OTHER)

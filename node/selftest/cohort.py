@@ -19,9 +19,6 @@ from engines.nifti import write_label_map, write_volume
 from engines.volume import Grid
 from node.selftest.phantom import BODY, CT, LABELS, MR, STANDARD, Contrast, Part, Patient, label_map, rotation, volume
 
-AXIS_CODES = "SPL"
-"""Slices grow to the head, rows to the back, columns to the left: the `orientation` of the phantom bundle."""
-
 MARGIN_MM = 45.0
 _TURN_DEG = 25.0
 _ABSENT = 0.06

@@ -187,12 +187,15 @@ def _through_a_node(
     with _node(config, scanner) as node:
         started = time.monotonic()
         progress("the node is up; sending")
-        _send(scanner, list(images.values()))
+        with _told_of(scanner, node):
+            _send(scanner, list(images.values()))
         count = sum(len(paths) for paths in images.values())
         progress(f"{count} images sent over {PARTS * len(images)} associations")
-        series = _wait_for_results(reader, study, node, progress, deadline=started + timeout_s)
+        with _told_of(archive, node):
+            series = _wait_for_results(reader, study, node, progress, deadline=started + timeout_s)
         progress(f"all results are in the archive, {time.monotonic() - started:.0f} s after the first image")
-    results = reader.get_series(study[0].study_instance_uid, series, folder / "results")
+        with _told_of(archive, node):
+            results = reader.get_series(study[0].study_instance_uid, series, folder / "results")
     progress("results fetched; comparing them with the truth and with the label map")
     return _judged(settings, study, images, results, folder)
 
@@ -271,6 +274,16 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@contextmanager
+def _told_of(peer: Destination, node: _Node) -> Iterator[None]:
+    """Name the peer that does not answer, and where to look."""
+    try:
+        yield
+    except PeerUnavailable as error:
+        where = f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
+        raise PeerUnavailable(f"{where}: {error}; the log of the node: {node.log}") from error
 
 
 def _send(scanner: Destination, series: Sequence[Sequence[Path]]) -> None:

@@ -9,24 +9,27 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 from node.dicom.headers import read_header
 from node.dicom.pixels import split_series
 from node.domain.exclusions import is_image
+from node.domain.identity import disagreement
 from node.domain.instance import InstanceHeader
 from node.domain.job import EXHAUSTED, MOST_STARTS
 from node.domain.routing import Ineligible, ModelFacts, Routed, Rule
 from node.domain.senders import route_for_all
-from node.domain.series import Completeness, Evidence, completeness
+from node.domain.series import Evidence, completeness
 from node.domain.stack import MISSING_SLICES, Stack, Unstackable
 from node.domain.work import JobDraft, MemberFile, PartDraft, SeriesWork, Settlement, Station
 from node.errors import MACHINE_ERRNOS, CannotUnderstand
 from node.monitor import metrics
 from node.store.due import UNREADABLE
 from node.store.journal import Journal
-from node.store.reception import IDENTITY_CONFLICT, INPUTS_PURGED
+from node.store.reception import IDENTITY_CONFLICT, INPUTS_PURGED, claimants
 from node.store.records import utc_now
 
 _log = logging.getLogger(__name__)
@@ -91,22 +94,37 @@ class Assembler:
     def _judge(self, work: SeriesWork) -> Settlement | Wait:
         """Read the headers and decide; what cannot be read is quarantined, and leaves a gap in the rest (ASM-4)."""
         gone = [member for member in work.members if member.purged and not member.unread]
-        if gone:
-            return Wait(gapped=False) if work.evidence is None else _purged(work, gone)
-        if work.conflict:
-            doubts = {member.instance_id: work.conflict for member in work.members}
-            return replace(_without_parts(work, "quarantined", work.conflict), quarantined=doubts)
+        if gone or work.conflict:
+            if work.evidence is None:
+                return Wait(gapped=False)
+            return _purged(work, work.evidence, gone) if gone else self._in_conflict(work, work.evidence)
         headers, doubts = _read_headers(work.members)
         evidence = work.evidence or (None if doubts else whole_object(headers))
         if evidence is None:
             return Wait(gapped=False)
         if not headers:
-            return replace(_without_parts(work, "quarantined", _NOTHING_LEFT), quarantined=doubts)
+            nothing = _without_scan(work, evidence, "quarantined", _NOTHING_LEFT, gapped=True)
+            return replace(nothing, quarantined=doubts)
         paths = {member.sop_instance_uid: member.path for member in work.members}
         parts = split_series(headers, paths, _unread_images(work.members, doubts))
         if _has_gap(parts) and evidence in (Evidence.SILENCE, Evidence.RELEASED):
             return Wait(gapped=True)
         return self._settlement(work, evidence, parts, doubts)
+
+    def _in_conflict(self, work: SeriesWork, evidence: Evidence) -> Settlement:
+        """Reception found two patients or studies; the headers of all that came say which slices, and in what."""
+        record = self.journal.show_series(work.id)
+        here = [each for each in claimants(record.instances if record else ()) if not each.purged]
+        headers = []
+        for each in here:
+            with suppress(CannotUnderstand):
+                headers.append(read_header(Path(each.path)))
+        detail = disagreement(headers) or "a slice came with another Patient ID or Study Instance UID"
+        uids = tuple(dict.fromkeys(each.sop_instance_uid for each in here))
+        part = PartDraft(len(here), "", {}, uids, (), "quarantined", work.conflict, detail)
+        doubts = {member.instance_id: work.conflict for member in work.members}
+        doubtful = _without_scan(work, evidence, "quarantined", work.conflict, gapped=False)
+        return replace(doubtful, parts=(part,), quarantined=doubts)
 
     def _settlement(
         self,
@@ -233,18 +251,18 @@ def _outcome(parts: Sequence[PartDraft], doubts: Mapping[int, str]) -> tuple[str
     return min(found, key=lambda each: order.index(each[0]), default=("quarantined", _NOTHING_LEFT))
 
 
-def _purged(work: SeriesWork, gone: Sequence[MemberFile]) -> Settlement:
+def _purged(work: SeriesWork, evidence: Evidence, gone: Sequence[MemberFile]) -> Settlement:
     """Half a series must not become a result: it has failed until the rest of it is sent again, which opens it."""
     detail = f"{len(gone)} of {len(work.members)} instances were purged and did not come again: send the series whole"
     uids = tuple(member.sop_instance_uid for member in gone)
     part = PartDraft(len(gone), "", {}, uids, (), "failed", INPUTS_PURGED, detail)
     unread = {member.instance_id: UNREADABLE for member in work.members if member.unread}  # nobody has looked again
-    return replace(_without_parts(work, "failed", INPUTS_PURGED), parts=(part,), quarantined=unread)
+    failed = _without_scan(work, evidence, "failed", INPUTS_PURGED, gapped=True)
+    return replace(failed, parts=(part,), quarantined=unread)
 
 
-def _without_parts(work: SeriesWork, outcome: str, reason: str) -> Settlement:
-    evidence = work.evidence or Evidence.FORCED
-    return Settlement(evidence, Completeness.FORCED, _wait_s(work), outcome, reason)
+def _without_scan(work: SeriesWork, evidence: Evidence, outcome: str, reason: str, *, gapped: bool) -> Settlement:
+    return Settlement(evidence, completeness(evidence, gapped), _wait_s(work), outcome, reason)
 
 
 def _wait_s(work: SeriesWork, now: datetime | None = None) -> float:

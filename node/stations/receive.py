@@ -22,6 +22,7 @@ from pathlib import Path
 
 from node.dicom.association import Stored, StoreRequest
 from node.dicom.header_walk import DEFAULT_LIMITS, Walked, WalkLimits, check, is_uid, peek_series
+from node.dicom.own_results import made_here
 from node.dicom.storage_classes import PROCESSED
 from node.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.domain.instance import CommitOutcome, InstanceJournal, InstanceState, KnownInstance, ReceivedInstance
@@ -31,7 +32,9 @@ from node.store.spool import Spool, SpoolFile
 _log = logging.getLogger(__name__)
 
 HELD_CLASS = "class_not_processed"
-"""Reason of a held instance: its SOP class is stored and never processed (NET-7, NET-36)."""
+"""Reason of a held instance: its SOP class is stored and never processed (NET-7)."""
+OWN_RESULT = "own_result"
+"""Reason of a held instance: this product made it, and somebody sends it back, as a PACS that forwards all (NET-36)."""
 _PEEK_BYTES = 1 << 20
 
 
@@ -149,7 +152,7 @@ class Incoming:
             )
 
     def _instance(self, walked: Walked) -> ReceivedInstance:
-        kept = walked.sop_class_uid in self._receiver.processed
+        kept = walked.sop_class_uid in self._receiver.processed  # an image of ours is found out with all the headers
         return ReceivedInstance(
             sop_instance_uid=walked.sop_instance_uid,
             sop_class_uid=walked.sop_class_uid,
@@ -163,7 +166,7 @@ class Incoming:
             sender=self._request.sender,
             received_at=self._receiver.clock(),
             state=InstanceState.KEPT if kept else InstanceState.HELD,
-            reason="" if kept else HELD_CLASS,
+            reason="" if kept else OWN_RESULT if made_here(self._file.path) else HELD_CLASS,
             move_originator=self._request.move_originator,
         )
 

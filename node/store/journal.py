@@ -6,6 +6,8 @@ Handover is what the stations are handed and hand back; here the sweep, the oper
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -229,7 +231,7 @@ class Journal(Handover):
     def retry_series(self, series_id: int) -> str:
         """Judge a settled series anew, as after a change of rules; raises as `retry`."""
         with self._writing() as c:
-            self._judge_anew(c, _settled(c, series_id), "retry", Evidence.FORCED)
+            self._judge_anew(c, _settled(c, series_id), "retry", Evidence.OPERATOR)
             return "it is judged anew"
 
     def rejudge(self, job_id: int, attempt: int, reason: str, why: str) -> bool:
@@ -274,8 +276,8 @@ class Journal(Handover):
             done, lost = self._keep_alone(c, series_id, kept)
             whose = {"study_instance_uid": owner[0], "patient_id": owner[1], "conflict": ""}
             c.execute(update(t.series).where(s.id == series_id).values(whose))
-            self._judge_anew(c, series, "accept", Evidence.FORCED, f"{reason}: {done}")
-            return done + (f"; of {lost} of them there is no accepted version: send them again" if lost else "")
+            self._judge_anew(c, series, "accept", Evidence.OPERATOR, f"{reason}: {done}")
+            return done + (f"; {lost} of these came under the other identity alone: {_IF_OURS}" if lost else "")
 
     def _keep_alone(self, c: Connection, series_id: int, kept: Collection[int]) -> tuple[str, int]:
         """Keep these images, the newest bytes of each; set aside the others whose owner was in doubt.
@@ -324,6 +326,8 @@ class Journal(Handover):
         return tuple(Path(path) for path in (*received, *results))
 
 
+_IF_OURS = "what belongs to this scan, send again under the accepted one; another patient's image, never"
+
 _RUNNING = {
     Station.ASSEMBLE: (t.series, t.series.c.state == SeriesState.OPEN),
     Station.SEGMENT: (t.job, t.job.c.state == JobState.RUNNING),
@@ -342,9 +346,10 @@ def _ask(allowed: bool, why_not: str) -> None:
 
 
 def _settled(c: Connection, series_id: int) -> Row[Any]:
-    here = (t.series.c.id == series_id, t.series.c.state == SeriesState.SETTLED)
-    found = c.execute(select(t.series).where(*here)).one_or_none()
-    return _required(found, f"there is no settled series {series_id}")
+    query = select(t.series).where(t.series.c.id == series_id)
+    found = _required(c.execute(query).one_or_none(), f"there is no series {series_id}; `hilum series` lists them")
+    _ask(found.state == SeriesState.SETTLED, f"series {series_id} is still open: wait until it is settled")
+    return found
 
 
 def _required(row: Row[Any] | None, why_not: str) -> Row[Any]:
@@ -357,10 +362,14 @@ def _engine(url: str) -> Engine:
     """Connections that flush at each commit; of SQLite in WAL mode, and with the write lock taken at the beginning.
 
     Without that, a transaction that reads and then writes could find that another has written between (gate 1).
+    The file is its owner's only, as it holds headers; SQLite gives its companions the same mode.
     """
     engine = create_engine(url)
     if engine.dialect.name != "sqlite":
         return engine
+    if engine.url.database and engine.url.database != ":memory:":
+        with contextlib.suppress(OSError):  # the connection says it better
+            os.close(os.open(engine.url.database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from node.domain.history import InstanceRecord
 from node.domain.instance import CommitOutcome, InstanceState, ReceivedInstance
 from node.domain.series import ArrivingSeries, SeriesState
 from node.errors import JournalUnavailable, OutOfResources
@@ -238,6 +239,11 @@ class Reception(Ledger):
         with self._writing() as c:
             if c.execute(update(t.role).where(t.role.c.executor_id == executor_id).values(seen)).rowcount == 0:
                 c.execute(insert(t.role).values(executor_id=executor_id, **seen))
+
+
+def claimants(instances: Iterable[InstanceRecord]) -> list[InstanceRecord]:
+    """Those of a series that say whose it is: what is kept, and what is set apart because it says something else."""
+    return [each for each in instances if each.state == InstanceState.KEPT or each.reason == IDENTITY_CONFLICT]
 
 
 def reopened(series: Row[Any], at: datetime) -> dict[str, Any]:

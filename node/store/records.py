@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, bindparam, func, select
+from sqlalchemy import Connection, Engine, Row, Select, bindparam, func, or_, select
 from sqlalchemy.exc import OperationalError
 
 from node.domain.counts import JournalCounts, QueueCount
@@ -37,6 +37,17 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+_FAILED_DELIVERIES = (
+    select(t.delivery.c.job_id, t.delivery.c.destination).where(t.delivery.c.state == DeliveryState.FAILED).subquery()
+)
+_HELD = (
+    select(func.count())
+    .where(t.instance.c.series_id == t.series.c.id, t.instance.c.state == InstanceState.HELD)
+    .correlate(t.series)
+    .scalar_subquery()
+    .label("held")
+)
+_SERIES = select(t.series, _HELD)
 _KNOWN_BYTES = select(t.instance.c.path, t.instance.c.length, t.instance.c.crc32).where(
     t.instance.c.sop_instance_uid == bindparam("uid"), t.instance.c.purged_at.is_(None)
 )
@@ -85,7 +96,7 @@ class Records:
 
     def list_series(self, state: SeriesState | None = None, limit: int = 50) -> tuple[SeriesSummary, ...]:
         """Series, the one that received last first."""
-        query = select(t.series).order_by(t.series.c.last_received_at.desc(), t.series.c.id.desc()).limit(limit)
+        query = _SERIES.order_by(t.series.c.last_received_at.desc(), t.series.c.id.desc()).limit(limit)
         if state is not None:
             query = query.where(t.series.c.state == state)
         with self._reading() as connection:
@@ -95,7 +106,7 @@ class Records:
         """One series, by its number here or its Series Instance UID; None where there is none."""
         column = t.series.c.id if isinstance(series, int) else t.series.c.series_instance_uid
         with self._reading() as connection:
-            row = connection.execute(select(t.series).where(column == series)).one_or_none()
+            row = connection.execute(_SERIES.where(column == series)).one_or_none()
             if row is None:
                 return None
             instances = connection.execute(
@@ -116,14 +127,25 @@ class Records:
     # Jobs -------------------------------------------------------------------------------------------------------------
 
     def list_jobs(self, state: JobState | None = None, model: str | None = None, limit: int = 50) -> tuple[Job, ...]:
-        """Jobs, the newest first."""
+        """Jobs, the newest first; among those that failed are those that failed at one destination of several."""
         query = select(t.job).order_by(t.job.c.id.desc()).limit(limit)
-        if state is not None:
+        if state is JobState.FAILED:
+            query = query.where(or_(t.job.c.state == state, t.job.c.id.in_(select(_FAILED_DELIVERIES.c.job_id))))
+        elif state is not None:
             query = query.where(t.job.c.state == state)
         if model is not None:
             query = query.where(t.job.c.model == model)
         with self._reading() as connection:
             return tuple(to_job(row) for row in connection.execute(query))
+
+    def not_sent(self, jobs: Sequence[Job]) -> Mapping[int, tuple[str, ...]]:
+        """The destinations that something of a job could not be sent to, by the job's number."""
+        of_these = _FAILED_DELIVERIES.c.job_id.in_([job.id for job in jobs])
+        found: dict[int, tuple[str, ...]] = {}
+        with self._reading() as connection:
+            for row in connection.execute(select(_FAILED_DELIVERIES).where(of_these).distinct()):
+                found[row.job_id] = (*found.get(row.job_id, ()), row.destination)
+        return found
 
     def show_job(self, job_id: int) -> JobRecord | None:
         """One job with its objects, deliveries and whole history; None where there is none."""
@@ -132,7 +154,7 @@ class Records:
             if row is None:
                 return None
             deliveries = self._deliveries(connection, job_id)
-            series = connection.execute(select(t.series).where(t.series.c.id == row.series_id)).one()
+            series = connection.execute(_SERIES.where(t.series.c.id == row.series_id)).one()
             return JobRecord(
                 to_job(row),
                 _summary(series),
@@ -142,16 +164,6 @@ class Records:
                 deliveries,
                 _events(connection, {"job": [job_id], "delivery": [d.id for d in deliveries]}),
             )
-
-    def objects_of(self, job_id: int) -> tuple[ResultObject, ...]:
-        """The composed objects of a job, purged ones left out."""
-        with self._reading() as connection:
-            return self._objects(connection, job_id)
-
-    def deliveries_of(self, job_id: int) -> tuple[Delivery, ...]:
-        """The deliveries of a job, in the order of sending for each destination."""
-        with self._reading() as connection:
-            return self._deliveries(connection, job_id)
 
     @staticmethod
     def _objects(connection: Connection, job_id: int) -> tuple[ResultObject, ...]:
@@ -292,6 +304,7 @@ def _summary(row: Row[Any]) -> SeriesSummary:
         evidence=row.evidence,
         completeness=row.completeness,
         wait_s=row.wait_s,
+        held=row.held,
     )
 
 

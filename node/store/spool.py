@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from node.errors import OutOfResources, SpoolFull
+from node.errors import OutOfResources
 
 INCOMING, RESULTS = "incoming", "results"
 _SUFFIX = ".dcm"
@@ -172,27 +172,6 @@ class Spool:
     def new_result_path(self) -> Path:
         """Return a path for a result, under a random name; nothing is created."""
         return self.folder / RESULTS / _random_name()
-
-    def keep_results(self, paths: Sequence[Path]) -> None:
-        """Make results durable that others have written: their bytes, then their names.
-
-        Raises
-        ------
-        SpoolFull
-            The file system could not take them; they have been removed.
-        """
-        try:
-            for path in paths:
-                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    self._flush(fd)
-                finally:
-                    os.close(fd)
-            _flush_folder(self.folder / RESULTS)
-        except OSError as error:
-            for path in paths:
-                path.unlink(missing_ok=True)
-            raise SpoolFull(f"results could not be flushed: {error.strerror}") from error
 
     def delete(self, path: Path) -> None:
         """Remove a file of the spool; nothing happens where it is gone already.

@@ -450,6 +450,19 @@ def test_log_shows_who_was_refused_and_nothing_that_a_stranger_can_forge(
     assert peer == {"name": "stranger", "ae_title": "STRANGER", "addresses": ["127.0.0.1"]}
 
 
+def test_log_offers_the_new_address_of_a_known_peer(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """NET-13: a second [[peer]] of the same name would stop the node from starting."""
+    caplog.set_level(logging.INFO)
+    listener = start(peers=[replace(SCANNER, name="ct", addresses=(ipaddress.ip_network("10.1.0.0/16"),))])
+    with Client(listener.port) as client:
+        client.sock.sendall(associate_rq([(1, CT, [EXPLICIT])]))
+        assert client.read() == (3, b"\0\1\1\3")
+    listener.wait_for(lambda: len(listener.of(AssociationRefused)) == 1)
+    (record,) = [record for record in caplog.records if record.msg == "association_refused"]
+    assert tomllib.loads(record.line) == {}
+    assert 'addresses = ["10.1.0.0/16", "127.0.0.1"]' in record.line
+
+
 def test_nothing_of_the_patient_in_events_and_logs(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     """SEC-20: a canary in the data set appears in no log line, event or comment, refused or not."""
     caplog.set_level(logging.DEBUG)

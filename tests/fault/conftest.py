@@ -280,7 +280,7 @@ class Node:
 
     def deliveries(self) -> list[Any]:
         with self.journal() as journal:
-            return [delivery for job in journal.list_jobs() for delivery in journal.deliveries_of(job.id)]
+            return [delivery for job in journal.list_jobs() for delivery in journal.show_job(job.id).deliveries]
 
     def await_true(self, what: Callable[[], object], why: str, timeout_s: float = 240.0) -> None:
         try:
@@ -353,7 +353,7 @@ def _check_sent(node: Node, journal: Journal, series_uid: str) -> None:
     revision_of = {
         delivery.sent_sop_instance_uid: job.revision
         for job in record.jobs
-        for delivery in journal.deliveries_of(job.id)
+        for delivery in journal.show_job(job.id).deliveries
         if delivery.sent_sop_instance_uid
     }
     taken = [kept.sop_instance_uid for kept in node.archive.received if kept.status == 0]
@@ -361,7 +361,7 @@ def _check_sent(node: Node, journal: Journal, series_uid: str) -> None:
     assert order == sorted(order), f"an older result was sent after a newer one: {order}"
     done = [job for job in record.jobs if job.state is JobState.DONE and job.revision == record.summary.revision]
     for job in done:
-        states = {d.state for d in journal.deliveries_of(job.id)}
+        states = {d.state for d in journal.show_job(job.id).deliveries}
         if states == {DeliveryState.SENT}:
             assert max(order) == record.summary.revision or record.summary.revision > 1
 

@@ -132,7 +132,7 @@ def test_killed_at_random(make_node: MakeNode, scan: Scan) -> None:
     for uid in node.acknowledged:
         with node.journal() as journal:
             jobs = [job for job in journal.show_series(uid).jobs if job.state is not JobState.CANCELLED]
-            sent_uids = [d.sent_sop_instance_uid for job in jobs for d in journal.deliveries_of(job.id)]
+            sent_uids = [d.sent_sop_instance_uid for job in jobs for d in journal.show_job(job.id).deliveries]
         assert {job.state for job in jobs} == {JobState.DONE}
         assert (len(jobs), len(set(sent_uids))) == (1, 3), "a series has more than one SEG, SR and PDF"
     assert (len(node.segs()), len(node.reports()), node.pdfs()) == (5, 5, 5)

@@ -48,7 +48,8 @@ def test_our_own_result_comes_back(make_node: MakeNode, scan: Scan) -> None:
     node.check()
     assert len(node.jobs()) == 1
     with node.journal() as journal:
-        assert {series.outcome for series in journal.list_series()} == {"processed", "held"}
+        came = {(series.outcome, series.reason) for series in journal.list_series()}
+        assert came == {("processed", ""), ("held", "own_result")}
 
 
 def test_a_late_slice_before_and_while_the_result_is_made(make_node: MakeNode, scan: Scan) -> None:

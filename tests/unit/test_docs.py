@@ -43,7 +43,8 @@ def _events_of(call: ast.Call) -> Iterator[str]:
 
 
 def _events_in_the_code() -> set[str]:
-    found = {"library_warning", "purge_failed", "probe_failed"}  # made of parts, or told by a logger of its own
+    # Made of parts, or told by a logger of its own.
+    found = {"library_warning", "crashed", "purge_failed", "probe_failed"}
     for path in (*ROOT.glob("node/**/*.py"), *ROOT.glob("engines/**/*.py")):
         for item in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(item, ast.Call):

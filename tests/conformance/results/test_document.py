@@ -18,8 +18,9 @@ from scipy import ndimage
 from engines.volume import Grid, LabelMap, Volume
 from node.dicom.compose import compose
 from node.dicom.composition import Composition, ResultStyle
-from node.dicom.document import overlay_png, readable_ml, render_pdf
+from node.dicom.document import overlay_png, render_pdf
 from node.dicom.pictures import frame_image, organ_crop
+from node.domain.findings import Outcome, readable_ml
 from node.domain.segments import SegmentDescription
 from node.selftest import phantom
 from node.selftest.phantom import LABELS
@@ -78,6 +79,19 @@ def test_pages_say_what_a_reader_needs(
     assert text.count("For research use only. Not for clinical use.") == 2 * pages
     assert "BINARY" in text
     assert "For research use" not in text_of(render_pdf(dataclasses.replace(c, style=ResultStyle(False))), tmp_path)
+
+
+def test_a_lower_bound_is_one_wherever_it_stands(
+    small: Acquisition, tmp_path: Path, composition_of: Callable[..., Composition]
+) -> None:
+    """RES-12: in the table and below the picture."""
+    c = composition_of(small)
+    one = dataclasses.replace(c.findings.present[0], volume_ml=117.3, outcome=Outcome.PARTIAL)
+    rest = [each for each in c.findings.findings if each.label != one.label]
+    c = dataclasses.replace(c, findings=dataclasses.replace(c.findings, findings=(one, *rest)))
+    text = text_of(render_pdf(c), tmp_path)
+    assert f"{one.segment.label}, >= 117 mL" in text
+    assert text.count(">= 117") == 2
 
 
 def test_no_identity_in_pages_or_properties(
@@ -146,7 +160,7 @@ def test_overlay_has_three_planes_and_a_legend(small: Acquisition, composition_o
     c = composition_of(small)
     table: dict[str, SegmentDescription] = {one.segment.name: one.segment for one in c.findings.findings}
     label_map = LabelMap(c.volume.grid, c.labels.labels, c.labels.names)
-    png = overlay_png(c.volume, label_map, table, {one.label: 12.3 for one in c.findings.present}, unreported=(1,))
+    png = overlay_png(c.volume, label_map, table, {one.label: "12.3 mL" for one in c.findings.present}, unreported=(1,))
     pixels = np.asarray(Image.open(BytesIO(png)).convert("RGB")).reshape(-1, 3).astype(int)
     for finding in c.findings.present:
         assert np.count_nonzero(np.abs(pixels - finding.segment.colour).max(axis=1) < 8) > 100, finding.segment.name
@@ -160,7 +174,7 @@ def test_the_legend_of_the_overlay_is_never_cut(labels: int) -> None:
     drawn[:, 1 : labels + 1] = np.arange(1, labels + 1)[None, :, None]
     names = {label: f"a_structure_with_a_name_that_is_long_{label}" for label in range(1, labels + 1)}
     volume = Volume(grid, np.linspace(-100, 100, drawn.size, dtype=np.float32).reshape(grid.shape), "CT")
-    png = overlay_png(volume, LabelMap(grid, drawn, names), {}, dict.fromkeys(names, 1234.5))
+    png = overlay_png(volume, LabelMap(grid, drawn, names), {}, dict.fromkeys(names, ">= 1234 mL"))
     pixels = np.asarray(Image.open(BytesIO(png)).convert("RGB"))
     assert np.ptp(pixels[:, -14:], axis=(0, 1)).max() == 0
     assert np.ptp(pixels[-14:], axis=(0, 1)).max() == 0

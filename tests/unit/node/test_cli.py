@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib
 import json
 import re
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -21,7 +24,7 @@ from node.commands.setup import example
 from node.commands.terminal import age, document, harmless, plain, table
 from node.config import load_settings, parse_settings
 from node.dicom.scp import Refusal
-from node.domain.admission import peer_lines
+from node.domain.admission import lines_to_add
 from node.domain.instance import ReceivedInstance, Sender
 from node.monitor.logs import hashed, site_key
 from node.store.journal import Journal
@@ -245,10 +248,12 @@ def test_series_are_listed_and_one_is_shown_with_its_history(
 
 def test_the_result_of_a_job_is_a_table_for_people() -> None:
     found = [{"segment": "Liver", "outcome": "measured", "volume_ml": 1848.0000000003, "flags": ["a", "b"]}]
+    found += [{"segment": "Kidney", "outcome": "partial", "volume_ml": 0.002, "flags": []}]
     shown = _result({"findings": found, "flags": [], "seconds": {"load": 3.381, "compose": 56.349}})
     assert [line.split() for line in shown.splitlines()] == [
         ["organ", "mL", "outcome", "remarks"],
-        ["Liver", "1848.00", "measured", "a;", "b"],
+        ["Liver", "1848", "measured", "a;", "b"],
+        ["Kidney", ">", "0", "partial"],
         ["seconds", "load", "3.38,", "compose", "56.35"],
     ]
 
@@ -337,7 +342,7 @@ def test_check_lists_decoders_models_and_disk(node: Path, capsys: pytest.Capture
     capsys.readouterr()
     _, found = checks(node, capsys)
     assert any("JPEG 2000" in item["text"] for item in found["decoder"])
-    assert found["disk"][0]["level"] == "ok"
+    assert [item["level"] for item in found["disk"]] == ["ok"]
     assert any(subject.startswith("model ") for subject in found)
 
 
@@ -390,21 +395,106 @@ def test_check_says_who_was_refused_and_what_to_add(
     assert "\x1b" not in out(capsys)
 
 
+@contextlib.contextmanager
+def roles_run(node: Path, *roles: str) -> Iterator[None]:
+    """Hold the locks of these roles, as their processes would."""
+    with contextlib.ExitStack() as held:
+        for role in roles:
+            file = held.enter_context((node.parent / "data" / f"hilum-{role}-0.lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def test_check_says_which_roles_run(node: Path, journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
-    """A node that was stopped is no fault; one that has lost a role is."""
-    capsys.readouterr()
-    assert "node" not in checks(node, capsys)[1]
+    """By their locks: a sign of life outlives a killed process. A stopped node is no fault, one that lost a role is."""
     now = datetime.now(UTC)
-    journal.role_seen("hilum-worker-0", "worker", 7, now)
-    assert [item["text"] for item in checks(node, capsys)[1]["node"]] == ["hilum-worker-0 runs"]
-    path = load_settings(node).node.data_dir / "journal.db"
-    with sqlite3.connect(path) as db:
+    for role in ("listener", "worker", "segmenter"):
+        journal.role_seen(f"hilum-{role}-0", role, 7, now)
+    capsys.readouterr()
+    status, found = checks(node, capsys)
+    assert (status, {item["level"] for item in found["node"]}) == (0, {"warn"})
+    assert "does not run, last seen" in found["node"][0]["text"]
+    assert main(["check", "--offline", "--config", str(node)]) == 0
+    assert out(capsys).endswith("ready; the node does not run, `hilum serve` starts it\n")
+    with roles_run(node, "listener", "segmenter"):
+        status, found = checks(node, capsys)
+    levels = {item["text"].split()[0]: item["level"] for item in found["node"]}
+    assert (status, levels) == (1, {"hilum-listener-0": "ok", "hilum-worker-0": "fail", "hilum-segmenter-0": "ok"})
+    assert "free" not in found["listener"][0]["text"]
+    with sqlite3.connect(load_settings(node).node.data_dir / "journal.db") as db:
         db.execute("UPDATE role SET seen_at = ?", (int((now.timestamp() - 3 * 3600) * 1e6),))
-    (stopped,) = checks(node, capsys)[1]["node"]
-    assert (stopped["level"], stopped["text"]) == ("ok", "does not run: hilum-worker-0 last seen 3 h ago")
-    journal.role_seen("hilum-listener-0", "listener", 8, now)
-    levels = {item["text"].split()[0]: item["level"] for item in checks(node, capsys)[1]["node"]}
-    assert levels == {"hilum-worker-0": "warn", "hilum-listener-0": "ok"}
+    with roles_run(node, "listener", "worker", "segmenter"):
+        (listener, *_) = checks(node, capsys)[1]["node"]
+    assert (listener["level"], "3 h ago" in listener["text"]) == ("warn", True)
+
+
+def test_check_says_that_another_program_has_the_port(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        text = node.read_text(encoding="utf-8")
+        node.write_text(text.replace("port = 11112", f"port = {other.getsockname()[1]}"), encoding="utf-8")
+        capsys.readouterr()
+        status, found = checks(node, capsys)
+    assert (status, found["listener"][0]["level"]) == (1, "fail")
+    assert "another program" in found["listener"][0]["text"]
+
+
+def test_check_warns_of_data_that_others_can_read(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (node.parent / "data").chmod(0o755)
+    capsys.readouterr()
+    remark = checks(node, capsys)[1]["disk"][0]
+    assert (remark["level"], remark["mend"].split()[:2]) == ("warn", ["chmod", "700"])
+
+
+def test_only_the_owner_can_read_configuration_and_journal(node: Path, journal: Journal) -> None:
+    receive(journal)
+    here = [node, *(node.parent / "data").glob("journal.db*")]
+    assert len(here) >= 3
+    assert {stat.S_IMODE(path.stat().st_mode) for path in here} == {0o600}
+
+
+def test_what_ends_a_role_is_a_line_of_its_log(node: Path) -> None:
+    """One JSON object a line, whatever went wrong: a pipe through a JSON reader must not end there."""
+    text = node.read_text(encoding="utf-8")
+    for broken in (text, text + "[oops]\n"):
+        node.write_text(broken, encoding="utf-8")
+        with roles_run(node, "worker"):
+            words = [sys.executable, "-m", "node.cli", "role", "worker", "--config", str(node)]
+            ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        line = [json.loads(line) for line in ended.stderr.splitlines()][-1]
+        assert (ended.returncode, line["event"], line["role"]) == (2, "role_failed", "worker")
+        assert "ConfigError" in line["error"]
+
+
+def test_a_destination_of_no_name_is_status_3(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["selftest", "--destination", "nosuch", "--config", str(node)]) == 3
+    assert "'nosuch'; there are: none" in capsys.readouterr().err
+
+
+def test_a_series_without_a_usable_image_is_not_said_to_have_none(
+    node: Path, journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receive(journal)
+    with sqlite3.connect(load_settings(node).node.data_dir / "journal.db") as db:
+        db.execute("UPDATE instance SET state = 'quarantined'")
+    capsys.readouterr()
+    assert main(["explain", "1", "--config", str(node)]) == 0
+    said = out(capsys)
+    assert "1 quarantined" in said
+    assert "of series 1 no image can be judged now; `hilum series 1`" in said
+
+
+def test_an_open_series_is_said_to_be_open(node: Path, journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
+    receive(journal)
+    capsys.readouterr()
+    for number, word in ((1, "still open"), (9, "there is no series 9")):
+        assert main(["retry", "--series", str(number), "--config", str(node)]) == 3
+        assert word in capsys.readouterr().err
+
+
+def test_a_number_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["retry", "abc"])
+    assert "'abc' is not a whole number from 1 up" in capsys.readouterr().err
 
 
 def test_a_series_is_shown_with_what_the_log_calls_it(
@@ -431,7 +521,7 @@ def test_check_says_what_would_help_each_one_who_was_refused(
     assert len(found) == len(Refusal)
     assert all(item["mend"] and "once" in item["text"] for item in found)
     assert sum("[[peer]]\nname" in item["mend"] for item in found) == 1
-    text = node.read_text(encoding="utf-8") + peer_lines("CT1", "10.1.2.0/24")
+    text = node.read_text(encoding="utf-8") + lines_to_add("CT1", "10.1.2.0/24")
     node.write_text(text, encoding="utf-8")
     (known,) = [item for item in checks(node, capsys)[1]["refused"] if "refused_peer" in item["text"]]
     assert known["level"] == "ok"
@@ -439,8 +529,22 @@ def test_check_says_what_would_help_each_one_who_was_refused(
 
 
 def test_the_lines_to_add_let_an_ordinary_peer_in() -> None:
-    (peer,) = parse_settings(peer_lines("CT_1", "10.1.2.3"), Path("x")).peer
+    (peer,) = parse_settings(lines_to_add("CT_1", "10.1.2.3"), Path("x")).peer
     assert (peer.name, peer.ae_title, peer.addresses) == ("ct-1", "CT_1", ("10.1.2.3",))
+
+
+def test_the_lines_to_add_never_break_the_file() -> None:
+    """A known scanner at a new address is the commonest case; and two titles may make the same name."""
+    known = '[[peer]]\nname = "ct1"\nae_title = "CT1"\naddresses = ["10.1.2.3"]\n'
+    peers = parse_settings(known, Path("x")).peer
+    moved = lines_to_add("CT1", "127.0.0.1", peers)
+    assert parse_settings(known + moved, Path("x")).peer == peers
+    assert "[[peer]] ct1" in moved
+    line = moved.splitlines()[-1].removeprefix("# ")
+    (changed,) = parse_settings(known.replace('addresses = ["10.1.2.3"]', line), Path("x")).peer
+    assert changed.addresses == ("10.1.2.3", "127.0.0.1")
+    small = parse_settings(known + lines_to_add("ct1", "10.1.2.4", peers), Path("x")).peer
+    assert [(peer.name, peer.ae_title) for peer in small] == [("ct1", "CT1"), ("ct1-2", "ct1")]
 
 
 def test_check_fails_where_peers_cannot_reach_the_listener(node: Path, capsys: pytest.CaptureFixture[str]) -> None:

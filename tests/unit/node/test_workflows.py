@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -533,7 +534,8 @@ def test_two_processes_of_one_name(tmp_path: Path) -> None:
     thread = threading.Thread(target=first)
     thread.start()
     assert held.wait(10)
-    with pytest.raises(ConfigError, match="another process runs as hilum-worker-0"), _held(path, "hilum-worker-0"):
+    told = rf"another process, pid {os.getpid()}, runs as hilum-worker-0"
+    with pytest.raises(ConfigError, match=told), _held(path, "hilum-worker-0"):
         pass
     leave.set()
     thread.join()

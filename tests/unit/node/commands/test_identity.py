@@ -137,6 +137,43 @@ def test_what_comes_later_for_the_accepted_patient_is_in_no_doubt(node: Path, sc
         assert {each.reason for each in record.instances} == {"", "set_aside", "duplicate_uid_other_bytes"}
 
 
+@pytest.mark.parametrize("seen_by", ["reception", "assembly"])
+def test_what_each_answer_would_keep_is_shown(
+    node: Path, scan: list[Path], seen_by: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ASM-8: one foreign slice: which it is, in what it differs, and nothing of either patient."""
+    keyword, name = {"reception": ("PatientID", "patient_id"), "assembly": ("PatientName", "name")}[seen_by]
+    numbers = [int(dcmread(path).InstanceNumber) for path in scan]
+    with Journal.open(load_settings(node).journal_url) as journal:
+        receive(journal, scan[:3] + scan[4:])
+        receive(journal, corrected([scan[3]], keyword, "CANARY"))
+        assert assemble(journal) == "quarantined"
+        record = journal.show_series(1)
+        assert record is not None
+        assert (record.summary.evidence, record.summary.completeness) == ("silence", "complete")
+        assert f"slices disagree in {name}: " in record.parts[-1].detail
+        assert main(["series", "1", "--config", str(node)]) == 0
+    shown = capsys.readouterr().out
+    rest = f"instances 1-3, 5-{max(numbers)}"
+    assert numbers == list(range(1, len(scan) + 1))
+    assert f"against instance {numbers[3]}" in shown
+    assert f"hilum retry --series 1 --accept oldest: keeps {rest}, sets aside instance 4\n" in shown
+    assert f"hilum retry --series 1 --accept newest: keeps instance 4, sets aside {rest}\n" in shown
+    assert "CANARY" not in shown
+    assert str(dcmread(scan[0]).PatientName) not in shown
+
+
+def test_a_person_s_word_is_its_own_evidence(node: Path, scan: list[Path]) -> None:
+    """Nobody waited for anything: `forced` is of the longest wait alone."""
+    with Journal.open(load_settings(node).journal_url) as journal:
+        receive(journal, scan)
+        assert assemble(journal) == "processed"
+        assert main(["retry", "--series", "1", "--config", str(node)]) == 0
+        assert assemble(journal) == "processed"
+        (series,) = journal.list_series()
+        assert (series.evidence, series.completeness) == ("operator", "complete")
+
+
 def test_slices_without_an_accepted_version_are_told(
     node: Path, scan: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,7 +182,7 @@ def test_slices_without_an_accepted_version_are_told(
         receive(journal, corrected(scan[:-2], "PatientID", "NEW"))
         assert assemble(journal) == "quarantined"
         assert main(["retry", "--series", "1", "--accept", "newest", "--config", str(node)]) == 0
-        assert "of 2 of them there is no accepted version" in capsys.readouterr().out
+        assert "2 of these came under the other identity alone" in capsys.readouterr().out
 
 
 def test_what_is_in_doubt_for_another_reason_stays_so(node: Path, scan: list[Path], fast: Path) -> None:

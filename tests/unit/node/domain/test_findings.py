@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.domain.findings import Outcome, Provenance, measure, segment_numbers
+from node.domain.findings import Outcome, Provenance, measure, readable_ml, segment_numbers
 from node.domain.planes import Lattice, StackGeometry
 from node.domain.segments import load_segments
 from node.domain.stack import FrameLabels, Stack
@@ -140,3 +140,19 @@ def test_a_label_without_a_row_is_a_configuration_error() -> None:
     labels = FrameLabels(np.zeros((9, 10, 12), np.uint8), {1: "pineal"})
     with pytest.raises(ConfigError, match="pineal"):
         measure(stack([5.0 * n for n in range(9)]), labels, SEGMENTS, PROVENANCE)
+
+
+@pytest.mark.parametrize(
+    ("volume_ml", "outcome", "shown"),
+    [
+        (1848.4, Outcome.MEASURED, "1848"),
+        (42.26, Outcome.MEASURED, "42.3"),
+        (1.234, Outcome.MEASURED, "1.23"),
+        (0.002, Outcome.MEASURED, "< 0.01"),
+        (117.3, Outcome.PARTIAL, ">= 117"),
+        (0.002, Outcome.PARTIAL, "> 0"),
+    ],
+)
+def test_volumes_for_people(volume_ml: float, outcome: Outcome, shown: str) -> None:
+    """RES-12: a lower bound says that it is one, and what is there is never 0."""
+    assert readable_ml(volume_ml, outcome) == shown

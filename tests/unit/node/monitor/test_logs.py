@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, build_context
 from pynetdicom.sop_class import Verification
 
-from node.domain.admission import peer_lines
+from node.domain.admission import lines_to_add
 from node.errors import CannotUnderstand
 from node.monitor import logs
 from node.monitor.logs import LogStyle, configure, hashed, redacted, site_key
@@ -66,7 +66,7 @@ def test_a_field_that_is_not_listed_is_left_out(lines: io.StringIO) -> None:
 
 def test_the_lines_to_add_for_a_refused_peer_can_be_copied(lines: io.StringIO) -> None:
     """NET-13, SEC-21: still one line of the log, and TOML once its JSON is read; a peer's own words add no line."""
-    told = peer_lines('CT 1"\n[[peer]]', "10.1.2.3")
+    told = lines_to_add('CT 1"\n[[peer]]', "10.1.2.3")
     logging.getLogger("node.dicom.scp").warning("association_refused", extra={"line": told})
     line = only_line(lines)["line"]
     assert line == told

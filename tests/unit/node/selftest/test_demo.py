@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from node.config import Settings, load_settings, parse_settings
 from node.domain.job import Destination
 from node.domain.routing import SELFTEST_AE_TITLE, SELFTEST_PATIENT_PREFIX
 from node.domain.segments import load_segments
+from node.errors import PeerUnavailable
+from node.selftest import demo
 from node.selftest.archive import Archive, Behaviour
 from node.selftest.check import OrganResult, Verdict
 from node.selftest.configuration import node_toml
@@ -88,3 +92,12 @@ def test_the_overlay_shows_every_organ(tmp_path: Path) -> None:
     colours = set(map(tuple, pixels.tolist()))
     for organ in acquisition.patient.organs:
         assert segments[organ.name].colour in colours
+
+
+def test_a_peer_that_does_not_answer_is_named_with_the_log(tmp_path: Path) -> None:
+    archive = Destination("archive", "ARCHIVE", "127.0.0.1", 104, "HILUM")
+    with subprocess.Popen(["true"]) as process:
+        node = demo._Node(process, tmp_path / "node.toml", tmp_path / "node.log")
+    said = f"archive (ARCHIVE at 127.0.0.1:104): no answer; the log of the node: {node.log}"
+    with pytest.raises(PeerUnavailable, match=re.escape(said)), demo._told_of(archive, node):
+        raise PeerUnavailable("no answer")

@@ -132,7 +132,7 @@ def send_all(journal: Journal, station: Deliverer) -> list[str]:
 
 
 def states(journal: Journal, job_id: int) -> list[tuple[str, str, str]]:
-    return [(str(d.kind), str(d.state), d.reason) for d in journal.deliveries_of(job_id)]
+    return [(str(d.kind), str(d.state), d.reason) for d in journal.show_job(job_id).deliveries]
 
 
 def test_seg_then_sr_then_pdf_and_the_bytes_unchanged(
@@ -211,7 +211,7 @@ def test_what_a_status_means(
     job_id = composed(journal, fast)
     (row,) = journal.work(Station.DELIVER)
     deliverer(journal, archive.port).run(row.id, row.attempt)
-    seg = journal.deliveries_of(job_id)[0]
+    seg = journal.show_job(job_id).deliveries[0]
     assert (str(seg.state), seg.tries) == (state, tries)
     if state == "pending":
         assert seg.due_at == NOW + timedelta(seconds=30)
@@ -226,8 +226,8 @@ def test_an_unknown_status_is_tried_three_times(
     job_id = composed(journal, fast)
     station = deliverer(journal, archive.port, retry=RetryPolicy(0.0, 0.0, 100))
     words = []
-    while journal.deliveries_of(job_id)[0].state is DeliveryState.PENDING:
-        delivery = journal.deliveries_of(job_id)[0]
+    while journal.show_job(job_id).deliveries[0].state is DeliveryState.PENDING:
+        delivery = journal.show_job(job_id).deliveries[0]
         words.append(station.run(delivery.id, delivery.attempt))
     assert words == ["later", "later", "failed"]
 
@@ -241,7 +241,7 @@ def test_nobody_answers(journal: Journal, fast: Path) -> None:
     waits = []
     for attempt in range(1, 6):
         deliverer(journal, port).run(1, attempt)
-        waits.append((journal.deliveries_of(job_id)[0].due_at - NOW).total_seconds())
+        waits.append((journal.show_job(job_id).deliveries[0].due_at - NOW).total_seconds())
     assert waits[:4] == [30.0, 60.0, 120.0, 240.0]
     assert states(journal, job_id)[0][1:] == (
         "failed",
@@ -295,11 +295,11 @@ def test_a_dead_letter_is_not_sent_after_a_newer_result(
     archive = archive_with(refused_sop_classes=frozenset({SEG, LABELMAP}))
     old = composed(journal, fast)
     send_all(journal, deliverer(journal, archive.port))
-    dead = [d for d in journal.deliveries_of(old) if d.state is DeliveryState.FAILED]
+    dead = [d for d in journal.show_job(old).deliveries if d.state is DeliveryState.FAILED]
     assert [d.kind for d in dead] == [ObjectKind.SEG, ObjectKind.SR]
     journal.retry_delivery(dead[0].id)
     receive(journal, 9)
-    assert journal.deliveries_of(old)[0].state is DeliveryState.CANCELLED
+    assert journal.show_job(old).deliveries[0].state is DeliveryState.CANCELLED
     for ask, number in (
         (journal.retry, old),
         (journal.retry_delivery, dead[0].id),
@@ -324,7 +324,7 @@ def test_a_dead_letter_that_is_being_sent_again_is_overtaken(
     (row,) = journal.work(Station.DELIVER)
     assert station.run(row.id, row.attempt) == "later"
     receive(journal, 9)
-    assert {d.state for d in journal.deliveries_of(job_id)} == {DeliveryState.CANCELLED, DeliveryState.SENT}
+    assert {d.state for d in journal.show_job(job_id).deliveries} == {DeliveryState.CANCELLED, DeliveryState.SENT}
     archive.behaviour = Behaviour()
     asked = len(archive.received)
     assert station.run(row.id, row.attempt + 1) == "not_mine"
@@ -341,7 +341,7 @@ def test_a_retried_segmentation_goes_before_its_report(
     station = deliverer(journal, archive.port)
     send_all(journal, station)
     archive.behaviour, before = Behaviour(), len(archive.received)
-    seg, report, _ = journal.deliveries_of(job_id)
+    seg, report, _ = journal.show_job(job_id).deliveries
     journal.retry_delivery(report.id)
     journal.retry_delivery(seg.id)
     assert send_all(journal, station) == ["sent", "sent"]
@@ -356,7 +356,7 @@ def test_a_report_alone_is_not_sent_for_a_refused_segmentation(
     job_id = composed(journal, fast)
     station = deliverer(journal, archive.port)
     send_all(journal, station)
-    journal.retry_delivery(journal.deliveries_of(job_id)[1].id)
+    journal.retry_delivery(journal.show_job(job_id).deliveries[1].id)
     assert send_all(journal, station) == ["failed"]
     assert [kept.sop_class_uid for kept in archive.received] == [PDF]
 

@@ -18,9 +18,17 @@ from pydicom.filewriter import write_dataset
 
 from node.dicom.association import Stored, StoreRequest
 from node.dicom.uids import IMPLEMENTATION_CLASS_UID
-from node.domain.instance import CommitOutcome, InstanceState, KnownInstance, ReceivedInstance, Sender
+from node.domain.instance import (
+    MANUFACTURER,
+    MODEL_NAME,
+    CommitOutcome,
+    InstanceState,
+    KnownInstance,
+    ReceivedInstance,
+    Sender,
+)
 from node.errors import CannotUnderstand, DataSetMismatch, InvalidInstanceUid, OutOfResources, Refused
-from node.stations.receive import HELD_CLASS, Incoming, Receiver
+from node.stations.receive import HELD_CLASS, OWN_RESULT, Incoming, Receiver
 from node.store import spool as spool_module
 from node.store.journal import Journal as RealJournal
 from node.store.spool import INCOMING, Spool, SpoolFile
@@ -88,8 +96,10 @@ def receiver(spool: Spool, journal: Journal) -> Receiver:
     return Receiver(spool, journal, clock=lambda: NOW)
 
 
-def data_set(uid: str = "1.2.3.4", pixel: int = 0, sop_class_uid: str = CT) -> bytes:
+def data_set(uid: str = "1.2.3.4", pixel: int = 0, sop_class_uid: str = CT, **changes: object) -> bytes:
     ds = Dataset()
+    for keyword, value in changes.items():
+        setattr(ds, keyword, value)
     ds.SOPClassUID, ds.SOPInstanceUID = sop_class_uid, uid
     ds.PatientID, ds.StudyInstanceUID, ds.SeriesInstanceUID = "P-17", "1.2.3", "1.2.3.5"
     ds.PixelData = bytes([pixel]) * 64
@@ -170,6 +180,28 @@ def test_other_classes_are_held(receiver: Receiver, journal: Journal, sop_class_
     stored = receive(receiver, data_set(sop_class_uid=sop_class_uid), request(sop_class_uid=sop_class_uid))
     assert stored.kind == kind
     assert journal.rows[0].reason == (HELD_CLASS if kind == "held" else "")
+
+
+def maker(manufacturer: str, model_name: str) -> Dataset:
+    item = Dataset()
+    item.Manufacturer, item.ManufacturerModelName = manufacturer, model_name
+    return item
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"Manufacturer": MANUFACTURER, "ManufacturerModelName": MODEL_NAME}, OWN_RESULT),
+        ({"Manufacturer": "S", "ContributingEquipmentSequence": [maker(MANUFACTURER, MODEL_NAME)]}, OWN_RESULT),
+        ({"Manufacturer": MANUFACTURER, "ContributingEquipmentSequence": [maker("Other", "Node")]}, HELD_CLASS),
+    ],
+)
+def test_an_own_result_that_comes_back_is_told_as_one(
+    receiver: Receiver, journal: Journal, changes: dict[str, object], reason: str
+) -> None:
+    """NET-36: under the product's own name, or under the site's, so that a loop with the PACS is seen."""
+    receive(receiver, data_set(sop_class_uid=SEG, **changes), request(sop_class_uid=SEG))
+    assert (journal.rows[0].state, journal.rows[0].reason) == (InstanceState.HELD, reason)
 
 
 # --- refusals ---

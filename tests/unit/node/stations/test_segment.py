@@ -249,7 +249,7 @@ def test_no_report_names_one_that_its_destination_never_got(journal: Journal, be
     first = job_for(journal, paths[:-1], ("pacs", "ward"))
     assert both.run(first, 1) == "composed"
     stored = {}
-    for delivery in journal.deliveries_of(first):
+    for delivery in journal.show_job(first).deliveries:
         work = journal.begin_delivery(delivery.id, 1)
         if work is None:
             continue
@@ -263,7 +263,7 @@ def test_no_report_names_one_that_its_destination_never_got(journal: Journal, be
     second = job_for(journal, paths[-1:], ("pacs", "ward"))
     assert both.run(second, 1) == "composed"
     named = {}
-    for delivery in journal.deliveries_of(second):
+    for delivery in journal.show_job(second).deliveries:
         work = journal.begin_delivery(delivery.id, 1)
         assert work is not None
         if delivery.kind is ObjectKind.SEG:

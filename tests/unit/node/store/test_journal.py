@@ -203,6 +203,7 @@ def test_held_instances_open_nothing(journal: Journal) -> None:
     journal.commit(held)
     (summary,) = journal.list_series()
     assert (summary.state, summary.outcome, summary.reason) == (SeriesState.SETTLED, "held", "class_not_processed")
+    assert (summary.instances, summary.held) == (0, 1)
     assert journal.open_series() == ()
     journal.commit(received(6, series_instance_uid="5.5"))
     assert [s.revision for s in journal.open_series()] == [1]
@@ -385,7 +386,8 @@ def test_gate_3_a_late_slice_cancels_what_is_unsent(journal: Journal, how_far: s
         composed(journal, job_id)
     journal.commit(received(9))
     assert state_of(journal, job_id)[0] is JobState.CANCELLED
-    assert [d.state for d in journal.deliveries_of(job_id)] == [DeliveryState.CANCELLED] * (3 * (how_far == "composed"))
+    states = [d.state for d in journal.show_job(job_id).deliveries]
+    assert states == [DeliveryState.CANCELLED] * (3 * (how_far == "composed"))
     assert not journal.compose(job_id, attempt, objects(job_id), [("pacs", ObjectKind.SEG)], {})
     assert journal.open_series()[0].revision == 2
     with pytest.raises(NotAllowed):
@@ -399,10 +401,10 @@ def test_gate_3_while_sending_then_refused(journal: Journal) -> None:
     composed(journal, job_id)
     row = begin_next(journal)
     journal.commit(received(9))
-    states = [d.state for d in journal.deliveries_of(job_id)]
+    states = [d.state for d in journal.show_job(job_id).deliveries]
     assert states == [DeliveryState.SENDING, DeliveryState.CANCELLED, DeliveryState.CANCELLED]
     assert journal.postpone_delivery(row.id, row.attempt, "unavailable", START)
-    assert journal.deliveries_of(job_id)[0].state is DeliveryState.CANCELLED
+    assert journal.show_job(job_id).deliveries[0].state is DeliveryState.CANCELLED
     assert state_of(journal, job_id)[0] is JobState.CANCELLED
 
 
@@ -710,15 +712,19 @@ def test_a_report_without_its_segmentation_is_not_sent(journal: Journal) -> None
     composed(journal, job_id)
     row = begin_next(journal)
     assert journal.fail(Station.DELIVER, row.id, row.attempt, "refused")
-    states = [(d.state, d.reason) for d in journal.deliveries_of(job_id)]
+    states = [(d.state, d.reason) for d in journal.show_job(job_id).deliveries]
     assert states[:2] == [(DeliveryState.FAILED, "refused"), (DeliveryState.FAILED, "segmentation_refused")]
     assert states[2][0] is DeliveryState.PENDING
     send_all(journal)
     assert state_of(journal, job_id)[0] is JobState.DONE
+    failed = journal.list_jobs(state=JobState.FAILED)
+    assert [job.id for job in failed] == [job_id]  # a person must look
+    assert journal.not_sent(failed) == {job_id: ("pacs",)}
     journal.retry(job_id)
-    assert [d.state for d in journal.deliveries_of(job_id)][:2] == [DeliveryState.PENDING] * 2
+    assert [d.state for d in journal.show_job(job_id).deliveries][:2] == [DeliveryState.PENDING] * 2
     send_all(journal)
-    assert {d.state for d in journal.deliveries_of(job_id)} == {DeliveryState.SENT}
+    assert {d.state for d in journal.show_job(job_id).deliveries} == {DeliveryState.SENT}
+    assert journal.list_jobs(state=JobState.FAILED) == ()
 
 
 def test_a_job_without_destination_is_done_when_composed(journal: Journal) -> None:

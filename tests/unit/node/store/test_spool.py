@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from node.errors import OutOfResources, SpoolFull
+from node.errors import OutOfResources
 from node.store import spool as module
 from node.store.spool import INCOMING, RESULTS, Spool
 
@@ -179,16 +179,6 @@ def test_young_results_survive_the_sweep(spool: Spool) -> None:
     assert spool.sweep_orphans(set(), RESULTS, older_than_s=3600) == 1
     assert young.exists()
     assert not old.exists()
-
-
-def test_results_are_flushed_with_their_names(spool: Spool) -> None:
-    path = spool.new_result_path()
-    assert path.parent == spool.folder / RESULTS
-    path.write_bytes(b"x")
-    spool.keep_results([path])
-    with pytest.raises(SpoolFull):
-        spool.keep_results([path, spool.new_result_path()])
-    assert not path.exists()
 
 
 def test_delete_stays_inside(spool: Spool, tmp_path: Path) -> None:
