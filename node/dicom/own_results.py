@@ -6,12 +6,18 @@ import struct
 import zlib
 from pathlib import Path
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_partial
+from pydicom.tag import Tag
 
 from node.domain.instance import MANUFACTURER, MODEL_NAME
 
-_MAKERS = ("Manufacturer", "ManufacturerModelName", "ContributingEquipmentSequence")
+_MAKERS = tuple(
+    Tag(name)
+    for name in ("SpecificCharacterSet", "Manufacturer", "ManufacturerModelName", "ContributingEquipmentSequence")
+)
+"""In order; nothing after the last is read, as the frames of a segmentation can be any number."""
 _BROKEN = (
     *(InvalidDicomError, ValueError, TypeError, KeyError, AttributeError, IndexError, EOFError, NotImplementedError),
     *(struct.error, zlib.error, OverflowError, RecursionError),
@@ -22,7 +28,8 @@ _BROKEN = (
 def made_here(path: Path) -> bool:
     """Whether this product made the object, as far as its header can be read; of the rest of it nothing is read."""
     try:
-        return is_own_result(dcmread(path, stop_before_pixels=True, specific_tags=list(_MAKERS)))
+        with path.open("rb") as file:
+            return is_own_result(read_partial(file, lambda tag, *_: tag > _MAKERS[-1], specific_tags=list(_MAKERS)))
     except _BROKEN:
         return False
 
