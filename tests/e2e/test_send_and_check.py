@@ -83,7 +83,7 @@ def test_a_folder_arrives_at_a_configured_destination(
         assert (page["to"], page["stored"], page["other_files"]) == ("ARCHIVE", 1, 0)
         assert page["sent"][0]["outcome"] == "stored"
         assert [kept.calling_ae_title for kept in archive.received] == ["HILUM"]
-        assert main(["send", str(crop_file), "--to", "nobody", "--config", str(file)]) == 2
+        assert main(["send", str(crop_file), "--to", "nobody", "--config", str(file)]) == 3
         assert "there are: pacs" in capsys.readouterr().err
 
 
