@@ -99,7 +99,7 @@ def test_bad_input_beside_a_good_scan(
     make_node: MakeNode, scan: Scan, half_open: Callable[[int], None], fast: Path
 ) -> None:
     """NET-12, NET-14, SEC-9, ASM-11, ASM-14: each is answered, ends with its reason, and hinders nobody else."""
-    node = make_node()
+    node = make_node(force_s=30.0)  # as long as the scan with a broken slice is waited for
     node.start()
     half_open(node.port)
     scanner = Scanner(node)
