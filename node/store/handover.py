@@ -15,7 +15,6 @@ from typing import Any
 from sqlalchemy import Connection, Row, exists, insert, select, update
 
 from node.domain.exclusions import is_image
-from node.domain.instance import InstanceState
 from node.domain.job import (
     MOST_STARTS,
     SENT_DELIVERIES,
@@ -61,11 +60,8 @@ class Handover(Settling):
                 return None
             members = c.execute(select(t.instance).join(t.member).where(t.member.c.snapshot_id == row.snapshot_id))
             now_row = c.execute(select(t.job).where(j.id == job_id)).one()
-            unread = tuple(
-                m.sop_instance_uid
-                for m in c.execute(due.current_members(row.series_id))
-                if m.state == InstanceState.QUARANTINED and is_image(m.sop_class_uid)
-            )
+            current = map(to_member, c.execute(due.current_members(row.series_id)))
+            unread = tuple(m.sop_instance_uid for m in current if m.unread and is_image(m.sop_class_uid))
             return JobWork(to_job(now_row), tuple(to_member(m) for m in members), _replaced_reports(c, row), unread)
 
     def compose(
