@@ -84,7 +84,7 @@ class Sent:
 
 def echo(destination: Destination) -> None:
     """Ask for C-ECHO; raise PeerUnavailable where there is no good answer."""
-    with _associate(destination, [(VERIFICATION, (EXPLICIT, IMPLICIT))]) as association:
+    with associate(destination, [(VERIFICATION, (EXPLICIT, IMPLICIT))]) as association:
         if not association.accepted_contexts:
             raise PermanentlyRefused("verification is not accepted")
         _status(association.send_c_echo(), "C-ECHO")
@@ -182,7 +182,7 @@ def fetch_by_get(
     identifier.StudyInstanceUID = study_uid
     if series_uid:
         identifier.SeriesInstanceUID = series_uid
-    with _associate(destination, contexts, roles, [(evt.EVT_C_STORE, keep)]) as association:
+    with associate(destination, contexts, roles, [(evt.EVT_C_STORE, keep)]) as association:
         if STUDY_ROOT_GET not in {str(context.abstract_syntax) for context in association.accepted_contexts}:
             raise PermanentlyRefused("C-GET is not accepted")
         for answer, _ in association.send_c_get(identifier, UID(STUDY_ROOT_GET)):
@@ -222,7 +222,7 @@ class Outbound:
 
     def __enter__(self) -> Outbound:
         """Associate; raise PeerUnavailable where the peer does not answer or rejects."""
-        self._association = self._stack.enter_context(_associate(self._destination, self._contexts))
+        self._association = self._stack.enter_context(associate(self._destination, self._contexts))
         for context in self._association.accepted_contexts:
             self._accepted.setdefault(str(context.abstract_syntax), set()).add(str(context.transfer_syntax[0]))
         return self
@@ -310,13 +310,26 @@ def _by_contexts(files: Sequence[FileToSend]) -> Iterator[list[FileToSend]]:
 
 
 @contextlib.contextmanager
-def _associate(
+def associate(
     destination: Destination,
     contexts: Sequence[tuple[str, Sequence[str]]],
     roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
     handlers: Sequence[tuple[evt.InterventionEvent, Callable[[evt.Event], int]]] = (),
 ) -> Iterator[Association]:
-    """Open an association; release it at the end and after an answer of the peer, abort it after any other error."""
+    """Open an association; release it at the end and after an answer of the peer, abort it after any other error.
+
+    Parameters
+    ----------
+    contexts
+        Abstract syntax and its transfer syntaxes, of each presentation context.
+
+    Raises
+    ------
+    PeerUnavailable
+        Where the peer does not answer, or rejects the association.
+    PermanentlyRefused
+        Where it accepts none of the contexts.
+    """
     entity = AE(ae_title=destination.calling_ae_title)
     entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -333,7 +346,7 @@ def _associate(
     )
     if not association.is_established:
         raise _not_established(association)
-    take_answers_alone(association)
+    _take_answers_alone(association)
     try:
         yield association
     except (PeerUnavailable, PermanentlyRefused):
@@ -346,7 +359,7 @@ def _associate(
             association.release()
 
 
-def take_answers_alone(association: Association) -> None:
+def _take_answers_alone(association: Association) -> None:
     """Let nobody but the caller of `send_*` take answers from the queue of an association that serves no requests.
 
     pynetdicom's reactor thread looks for requests of the peer in the same queue. `send_*` pauses it, but believes a

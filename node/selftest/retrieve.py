@@ -23,14 +23,12 @@ from pydicom.uid import (
     RLELossless,
     SegmentationStorage,
 )
-from pynetdicom import AE, build_role, evt
-from pynetdicom.association import Association
+from pynetdicom import build_role, evt
 from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.events import EventHandlerType
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from requests.exceptions import RequestException
 
-from node.dicom.scu import take_answers_alone
+from node.dicom.scu import associate
 from node.domain.job import Destination
 from node.errors import PeerUnavailable
 from node.selftest.archive import STUDY_ROOT_FIND, STUDY_ROOT_GET, VERIFICATION
@@ -50,6 +48,7 @@ RESULT_CLASSES = (
 """The classes that results may have."""
 
 _SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless)
+_PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _PENDING = (0xFF00, 0xFF01)
 
 
@@ -63,15 +62,12 @@ def retrievable(peer: Destination) -> frozenset[str]:
     PeerUnavailable
         Where the archive does not answer.
     """
-    entity = AE(ae_title=peer.calling_ae_title)
     models = {STUDY_ROOT_FIND, STUDY_ROOT_GET}
-    for service in (VERIFICATION, *models):  # without one accepted context there is no association
-        entity.add_requested_context(service)
-    for sop_class in RESULT_CLASSES:
-        entity.add_requested_context(sop_class, ExplicitVRLittleEndian)
-    association = _associate(entity, peer, _roles())
-    accepted = {str(context.abstract_syntax): context for context in association.accepted_contexts}
-    association.release()
+    # Verification, as without one accepted context there is no association.
+    contexts: list[tuple[str, Sequence[str]]] = [(service, _PLAIN) for service in (VERIFICATION, *models)]
+    contexts += [(sop_class, (ExplicitVRLittleEndian,)) for sop_class in RESULT_CLASSES]
+    with associate(peer, contexts, _roles()) as association:
+        accepted = {str(context.abstract_syntax): context for context in association.accepted_contexts}
     if not models <= set(accepted):
         return frozenset()
     return frozenset(uid for uid in RESULT_CLASSES if uid in accepted and accepted[uid].as_scp)
@@ -107,17 +103,14 @@ class ByAssociation:
 
     def find_results(self, study_instance_uid: str) -> dict[str, str]:
         """See `Reader`."""
-        entity = AE(ae_title=self.peer.calling_ae_title)
-        entity.add_requested_context(STUDY_ROOT_FIND)
-        association = _associate(entity, self.peer)
         query = Dataset()
         query.QueryRetrieveLevel, query.StudyInstanceUID = "SERIES", study_instance_uid
         query.SeriesInstanceUID = query.Modality = ""
         found = {}
-        for status, answer in association.send_c_find(query, STUDY_ROOT_FIND):
-            if status.get("Status") in _PENDING and answer is not None:
-                found[str(answer.SeriesInstanceUID)] = str(answer.Modality)
-        association.release()
+        with associate(self.peer, [(STUDY_ROOT_FIND, _PLAIN)]) as association:
+            for status, answer in association.send_c_find(query, STUDY_ROOT_FIND):
+                if status.get("Status") in _PENDING and answer is not None:
+                    found[str(answer.SeriesInstanceUID)] = str(answer.Modality)
         return _results_of(found)
 
     def get_series(self, study_instance_uid: str, series: Sequence[str], folder: Path) -> tuple[Path, ...]:
@@ -133,23 +126,20 @@ class ByAssociation:
             paths.append(path)
             return 0x0000
 
-        entity = AE(ae_title=self.peer.calling_ae_title)
-        entity.add_requested_context(STUDY_ROOT_GET)
-        for sop_class, syntax in itertools.product(RESULT_CLASSES, _SYNTAXES):
-            # A context for each syntax: an archive that cannot convert then has the one that it needs.
-            entity.add_requested_context(sop_class, syntax)
-        association = _associate(entity, self.peer, _roles(), [(evt.EVT_C_STORE, keep)])
-        for series_instance_uid in series:
-            query = Dataset()
-            query.QueryRetrieveLevel, query.StudyInstanceUID = "SERIES", study_instance_uid
-            query.SeriesInstanceUID = series_instance_uid
-            last = 0xC000
-            for status, _ in association.send_c_get(query, STUDY_ROOT_GET):
-                last = int(status.get("Status", 0xC000))
-            if last != 0x0000:
-                association.abort()
-                raise PeerUnavailable(f"{self.peer.name}: C-GET of a result ended with status 0x{last:04X}")
-        association.release()
+        # A context for each syntax: an archive that cannot convert then has the one that it needs.
+        results = [(sop_class, (syntax,)) for sop_class, syntax in itertools.product(RESULT_CLASSES, _SYNTAXES)]
+        contexts = [(STUDY_ROOT_GET, _PLAIN), *results]
+        with associate(self.peer, contexts, _roles(), [(evt.EVT_C_STORE, keep)]) as association:
+            for series_instance_uid in series:
+                query = Dataset()
+                query.QueryRetrieveLevel, query.StudyInstanceUID = "SERIES", study_instance_uid
+                query.SeriesInstanceUID = series_instance_uid
+                last = 0xC000
+                for status, _ in association.send_c_get(query, STUDY_ROOT_GET):
+                    last = int(status.get("Status", 0xC000))
+                if last != 0x0000:
+                    association.abort()
+                    raise PeerUnavailable(f"{self.peer.name}: C-GET of a result ended with status 0x{last:04X}")
         return tuple(paths)
 
 
@@ -200,19 +190,3 @@ def _results_of(found: dict[str, str]) -> dict[str, str]:
 def _roles() -> list[SCP_SCU_RoleSelectionNegotiation]:
     """Results come back to us as the SCP of their classes (PS3.7 D.3.3.4)."""
     return [build_role(sop_class, scp_role=True) for sop_class in RESULT_CLASSES]
-
-
-def _associate(
-    entity: AE,
-    peer: Destination,
-    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
-    handlers: Sequence[EventHandlerType] = (),
-) -> Association:
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = peer.network_timeout_s
-    association = entity.associate(
-        peer.host, peer.port, ae_title=peer.ae_title, ext_neg=list(roles), evt_handlers=list(handlers)
-    )
-    if not association.is_established:
-        raise PeerUnavailable(f"{peer.name}: no association with {peer.ae_title} at {peer.host}:{peer.port}")
-    take_answers_alone(association)
-    return association
