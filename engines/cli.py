@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from engines.errors import EngineError
-from engines.model.bundle import Bundle, Limits, Storage, load_bundle
+from engines.model.bundle import Bundle, Limits, Member, Storage, load_bundle
 
 # Torch takes seconds to import: only the commands that compute load what needs it, each inside its own function.
 
@@ -189,7 +189,6 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _described(bundle: Bundle) -> dict[str, Any]:
-    plan = bundle.plan
     return {
         "name": bundle.name,
         "version": bundle.version,
@@ -197,13 +196,8 @@ def _described(bundle: Bundle) -> dict[str, Any]:
         "modalities": list(bundle.modalities),
         "labels": {str(label): name for label, name in bundle.labels.items()},
         "unreported": list(bundle.unreported),
-        "network": plan.architecture.network,
-        "configuration": plan.configuration,
-        "patch_size": list(plan.patch_size),
-        "spacing_mm": list(plan.spacing_mm),
         "orientation": bundle.orientation,
-        "folds": list(bundle.folds),
-        "mirroring_axes": list(bundle.mirroring_axes),
+        "members": [_described_member(member) for member in bundle.members],
         "keep_largest": [[bundle.labels[label] for label in step] for step in bundle.postprocessing],
         "limits": asdict(bundle.limits),
         "intended_use": bundle.intended_use,
@@ -211,6 +205,19 @@ def _described(bundle: Bundle) -> dict[str, Any]:
         "training_data": bundle.training_data,
         "evaluation": dict(bundle.evaluation),
         "folder": str(bundle.folder),
+    }
+
+
+def _described_member(member: Member) -> dict[str, Any]:
+    plan = member.plan
+    return {
+        "configuration": member.name,
+        "network": plan.architecture.network,
+        "patch_size": list(plan.patch_size),
+        "spacing_mm": list(plan.spacing_mm),
+        "folds": list(member.folds),
+        "mirroring_axes": list(member.mirroring_axes),
+        "previous_stage": member.previous_stage,
     }
 
 

@@ -1,10 +1,10 @@
-"""What every backend is: one network with one set of weights, opened on one device, called with patches, closed."""
+"""What every backend is: one network with one set of weights, opened on one device; patches in, answers out, closed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -14,6 +14,12 @@ from engines.model.plan import Plan
 
 Weights = Mapping[str, NDArray[np.float32]]
 """Tensors by their key in nnU-Net's checkpoint."""
+
+Precision = Literal["float32", "float16", "bfloat16"]
+"""In which a network multiplies; sums inside a layer may be wider."""
+
+Answer = Literal["logits", "features"]
+"""What is wanted of a network: logits, or the last feature map, which its head would make logits of."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,11 @@ class Placement:
     threads: int = 1
     """Processor threads that the backend may use."""
     batch: int = 1
-    """Patches in each call."""
+    """Patches that are computed together on a card."""
+    lanes: int = 1
+    """Patches that are computed beside each other on a processor, each with its share of the threads."""
+    precision: Precision = "float32"
+    answer: Answer = "logits"
 
 
 @dataclass(frozen=True)
@@ -42,13 +52,13 @@ class Backend(Protocol):
     name: str
     device: str
     """The device as a person knows it, such as the processor's name."""
-    precision: str
+    precision: Precision
     """In which the network really computes."""
     version: str
     """Library and version."""
 
     @classmethod
-    def is_available(cls, device: str) -> Availability:
+    def is_available(cls, device: str, precision: Precision = "float32") -> Availability:
         """Whether the backend can run on a device; imports its library, touches no driver that is not there."""
         ...
 
@@ -65,17 +75,19 @@ class Backend(Protocol):
         """
         ...
 
-    def __call__(self, patches: torch.Tensor) -> torch.Tensor:
-        """Logits of patches.
+    def answers(self, patches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The network's answer to each patch, in order. Several may be taken and computed before the first is given.
 
         Parameters
         ----------
         patches
-            float32, (placement.batch, C, *patch), on the CPU, normalised units.
+            float32, (C, *patch), normalised units; on the backend's device or the processor. May be overwritten once
+            the next one is taken.
 
         Returns
         -------
-        float32, (placement.batch, outputs, *patch), on the CPU; overwritten by the next call.
+        (K, *patch) for each: logits, K = plan.outputs, or features, K = plan.architecture.features[0]. float32 on a
+        processor, float32 or float16 on a card; on the backend's device. Overwritten once the next one is asked for.
 
         Raises
         ------

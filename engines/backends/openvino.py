@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from engines.backends.base import Availability, Placement, Weights
+from engines.backends.base import Availability, Placement, Precision, Weights
 from engines.errors import BackendUnavailable
-from engines.model.network import Convolution, run
+from engines.model.network import Convolution, features, head
 from engines.model.plan import Architecture, Plan
 
 
@@ -85,25 +86,26 @@ class OpenVinoBackend:
     """The network compiled for this processor, in float32."""
 
     name = "openvino"
-    precision = "float32"
+    precision: Precision = "float32"
 
     def __init__(self, plan: Plan, weights: Weights, placement: Placement) -> None:
         openvino = _import_openvino()
         from openvino import opset15
 
         self.version = f"openvino {openvino.get_version()}"
-        self._batch = placement.batch
-        shape = [placement.batch, len(plan.channels), *plan.patch_size]
-        image = opset15.parameter(shape, np.float32)
-        logits = run(plan.architecture, plan.outputs, _GraphOperations(plan.architecture, weights, opset15), image)
+        image = opset15.parameter([1, plan.inputs, *plan.patch_size], np.float32)
+        operations = _GraphOperations(plan.architecture, weights, opset15)
+        answer = features(plan.architecture, operations, image)
+        if placement.answer == "logits":
+            answer = head(plan.architecture, plan.outputs, operations, answer)
         core = openvino.Core()
-        compiled = core.compile_model(openvino.Model([logits], [image], plan.dataset), "CPU", _properties(placement))
+        compiled = core.compile_model(openvino.Model([answer], [image], plan.dataset), "CPU", _properties(placement))
         self.device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
         self._request = compiled.create_infer_request()
         self._output = compiled.output(0)
 
     @classmethod
-    def is_available(cls, device: str) -> Availability:
+    def is_available(cls, device: str, precision: Precision = "float32") -> Availability:
         """On a processor, where the package is installed."""
         if device != "cpu":
             return Availability(False, f"serves the processor only, not {device}")
@@ -124,15 +126,15 @@ class OpenVinoBackend:
         except RuntimeError as error:  # openvino's own exceptions are RuntimeErrors
             raise BackendUnavailable(f"openvino: cannot compile the network: {_first_line(error)}") from error
 
-    def __call__(self, patches: torch.Tensor) -> torch.Tensor:
-        """Logits (B, outputs, *patch) of patches (B, C, *patch)."""
-        if patches.shape[0] != self._batch:
-            raise ValueError(f"{patches.shape[0]} patches, opened for {self._batch}")
-        try:
-            results = self._request.infer([patches.contiguous().numpy()], share_inputs=True, share_outputs=True)
-        except RuntimeError as error:
-            raise BackendUnavailable(f"openvino: inference failed: {_first_line(error)}") from error
-        return torch.from_numpy(np.asarray(results[self._output]))
+    def answers(self, patches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The network's answer to each patch, in order."""
+        for patch in patches:
+            image = patch[None].contiguous().numpy()
+            try:
+                results = self._request.infer([image], share_inputs=True, share_outputs=True)
+            except RuntimeError as error:
+                raise BackendUnavailable(f"openvino: inference failed: {_first_line(error)}") from error
+            yield torch.from_numpy(np.asarray(results[self._output]))[0]
 
     def close(self) -> None:
         """Let go of the compiled network."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch.nn import functional
 
-from engines.backends.base import Availability, Placement, Weights
+from engines.backends.base import Availability, Placement, Precision, Weights
 from engines.errors import BackendUnavailable, OutOfDeviceMemory
-from engines.model.network import Convolution, run
+from engines.model.network import Convolution, features, head
 from engines.model.plan import Architecture, Plan
 
 _CONVOLVE = {2: functional.conv2d, 3: functional.conv3d}
@@ -63,7 +63,7 @@ class TorchBackend:
     """The network in float32, eager."""
 
     name = "torch"
-    precision = "float32"
+    precision: Precision = "float32"
 
     def __init__(self, plan: Plan, weights: Weights, placement: Placement) -> None:
         if placement.device == "cpu":
@@ -73,14 +73,14 @@ class TorchBackend:
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
         self.version = f"torch {torch.__version__}"
-        self._plan = plan
+        self._plan, self._answer = plan, placement.answer
         self._target = torch.device(placement.device)
         self.device = "CPU" if placement.device == "cpu" else torch.cuda.get_device_name(self._target)
         tensors = {key: torch.from_numpy(value).to(self._target) for key, value in weights.items()}
         self._operations = _TorchOperations(plan.architecture, tensors)
 
     @classmethod
-    def is_available(cls, device: str) -> Availability:
+    def is_available(cls, device: str, precision: Precision = "float32") -> Availability:
         """A processor always; a card where torch was built for CUDA and finds a driver."""
         if device == "cpu":
             return Availability(True, f"torch {torch.__version__} on the processor")
@@ -106,14 +106,20 @@ class TorchBackend:
         except torch.OutOfMemoryError as error:
             raise OutOfDeviceMemory(f"{placement.device}: no room for the weights of {plan.dataset}") from error
 
-    def __call__(self, patches: torch.Tensor) -> torch.Tensor:
-        """Logits (B, outputs, *patch) of patches (B, C, *patch)."""
-        try:
-            with torch.inference_mode():
-                image = patches.to(self._target)
-                return run(self._plan.architecture, self._plan.outputs, self._operations, image).cpu()
-        except torch.OutOfMemoryError as error:
-            raise OutOfDeviceMemory(f"{self.device}: no room for a patch of {tuple(patches.shape)}") from error
+    def answers(self, patches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The network's answer to each patch, in order."""
+        for patch in patches:
+            try:
+                answer = self._one(patch)
+            except torch.OutOfMemoryError as error:
+                raise OutOfDeviceMemory(f"{self.device}: no room for a patch of {tuple(patch.shape)}") from error
+            yield answer
+
+    @torch.inference_mode()
+    def _one(self, patch: torch.Tensor) -> torch.Tensor:
+        net = self._plan.architecture
+        answer = features(net, self._operations, patch[None].to(self._target))
+        return (head(net, self._plan.outputs, self._operations, answer) if self._answer == "logits" else answer)[0]
 
     def close(self) -> None:
         """Let go of the weights."""

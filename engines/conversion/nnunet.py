@@ -24,6 +24,7 @@ from engines.model.bundle import (
     Bundle,
     Contents,
     Limits,
+    MemberContents,
     ParityCrop,
     Storage,
     check_weights,
@@ -169,14 +170,19 @@ def import_results_folder(
         version=version,
         modalities=tuple(modalities),
         labels=labels.names,
-        plan=plan,
+        members=[
+            MemberContents(
+                name=plan.configuration,
+                plan=plan,
+                weights=weights,
+                parity=_parity_crop(plan, next(iter(stored.values()))),
+                source={each: (results / each).read_bytes() for each in ("plans.json", "dataset.json")},
+                mirroring_axes=taken[0].mirroring_axes if mirroring else (),
+            )
+        ],
         card=_text(card),
-        weights=weights,
         storage=storage,
-        parity=_parity_crop(plan, next(iter(stored.values()))),
-        source={each: (results / each).read_bytes() for each in ("plans.json", "dataset.json")},
         orientation=turned_to,
-        mirroring_axes=taken[0].mirroring_axes if mirroring else (),
         postprocessing=postprocessing,
         unreported=tuple(_label(labels, each) for each in unreported),
         limits=limits or Limits(),
@@ -325,7 +331,7 @@ def _unpickle_safely(path: Path) -> Mapping[str, Any]:
 
 def _own_tensors(checkpoint: _Checkpoint, path: Path, plan: Plan) -> dict[str, NDArray[np.float32]]:
     """Each tensor of the plan's network once, without second names and without deep supervision."""
-    needed = tensors(plan.architecture, len(plan.channels), plan.outputs)
+    needed = tensors(plan.architecture, plan.inputs, plan.outputs)
     kept = {key: array for key, array in checkpoint.weights.items() if key in needed or not _DUPLICATE.search(key)}
     check_weights(str(path), {key: array.shape for key, array in kept.items()}, plan)
     return {key: kept[key] for key in needed}
@@ -345,7 +351,7 @@ def _parity_crop(plan: Plan, weights: Mapping[str, NDArray[np.float32]]) -> Pari
     while plan.outputs * int(np.prod([-(-size // step) for size in plan.patch_size])) > _PARITY_LOGITS:
         step += 1
     network = TorchBackend.open(plan, weights, Placement(threads=torch.get_num_threads()))
-    logits = network(torch.from_numpy(image)[None])[0].numpy()
+    logits = next(network.answers([torch.from_numpy(image)])).numpy()
     network.close()
     sampled = logits[(slice(None), *(slice(None, None, step),) * len(plan.patch_size))]
     return ParityCrop(image, np.ascontiguousarray(sampled), step)

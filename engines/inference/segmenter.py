@@ -16,7 +16,7 @@ import torch
 from engines.backends.base import Availability, Backend, Placement
 from engines.errors import BackendUnavailable, UnsuitableVolume
 from engines.inference.postprocessing import postprocess
-from engines.inference.sliding_window import Windowing, predict
+from engines.inference.sliding_window import Network, Windowing, predict
 from engines.model.bundle import Bundle, ParityCrop
 from engines.preprocessing.preprocess import preprocess
 from engines.volume import LabelMap, Reorientation, Volume
@@ -108,9 +108,9 @@ class Segmenter:
         turn = _reorientation(volume, self.bundle)
         with clock.stage("preprocess"):
             spacing = turn.grid(volume.grid).spacing_mm
-            network_input = preprocess(turn.apply(volume.voxels), spacing, self.bundle.plan)
+            network_input = preprocess(turn.apply(volume.voxels), spacing, self.bundle.members[0].plan)
         with clock.stage("network"):
-            logits = predict(network_input.image, self._networks, self._windowing(), progress)
+            logits = predict(network_input.image, [_each(n) for n in self._networks], self._windowing(), progress)
         with clock.stage("labels"):
             labels = np.ascontiguousarray(turn.undo(network_input.labels(logits)))
             labels = postprocess(labels, self.bundle.postprocessing)
@@ -139,8 +139,8 @@ class Segmenter:
         self.close()
 
     def _windowing(self) -> Windowing:
-        plan = self.bundle.plan
-        return Windowing(plan.patch_size, plan.outputs, self.bundle.mirroring_axes)
+        member = self.bundle.members[0]
+        return Windowing(member.plan.patch_size, member.plan.outputs, member.mirroring_axes)
 
 
 def availability(name: str, device: str = "auto") -> Availability:
@@ -150,7 +150,7 @@ def availability(name: str, device: str = "auto") -> Availability:
 
 def disagreement(network: Backend, crop: ParityCrop) -> str | None:
     """How a backend's answer on the parity crop differs from the stored one by more than it may; None where not."""
-    answer = network(torch.from_numpy(crop.image)[None])[0].numpy()
+    answer = next(network.answers([torch.from_numpy(crop.image)])).numpy()
     answer = answer[(slice(None), *(slice(None, None, crop.step),) * (answer.ndim - 1))]
     error = float(np.abs(answer - crop.logits).max()) / max(float(crop.logits.std()), 1e-12)
     agreement = float((answer.argmax(axis=0) == crop.logits.argmax(axis=0)).mean())
@@ -182,9 +182,10 @@ def _open_tested(name: str, bundle: Bundle, placement: Placement, said: list[str
         return None
     networks: list[Backend] = []
     try:
-        for fold in bundle.folds:
-            networks.append(kind.open(bundle.plan, bundle.weights(fold), placement))
-        fault = disagreement(networks[0], bundle.parity())
+        member = bundle.members[0]
+        for fold in member.folds:
+            networks.append(kind.open(member.plan, member.weights(fold), placement))
+        fault = disagreement(networks[0], member.parity())
     except BackendUnavailable as error:
         fault = str(error)
     if fault is None:
@@ -205,6 +206,13 @@ def _check(volume: Volume, bundle: Bundle) -> None:
         raise UnsuitableVolume("the volume holds voxels that are not finite")
     if least == most:
         raise UnsuitableVolume(f"the volume is empty: every voxel is {least:g}")
+
+
+def _each(network: Backend) -> Network:
+    def call(patches: torch.Tensor) -> torch.Tensor:
+        return next(network.answers([patches[0]]))[None]
+
+    return call
 
 
 def _reorientation(volume: Volume, bundle: Bundle) -> Reorientation:

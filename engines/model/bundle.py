@@ -1,10 +1,14 @@
-"""A model on disk: `bundle.json`, weights, card and parity crop. It loads whole, every file verified, or not at all.
+"""A model on disk: `bundle.json`, weights, card and parity crops. It loads whole, every file verified, or not at all.
 
     bundle.json          this file's `_Manifest`: what the model is, and the SHA-256 of every other file
-    fold_0.safetensors   weights of one fold, each tensor once, float16 or float32; always computed in float32
-    parity.npz           an input of the network and its float32 logits: the self-test of every backend
     card.md              the model card: data, licence, intended use, evaluation
-    source/              plans.json and dataset.json of the nnU-Net folder that it was made from, for audit
+    3d_fullres/          one folder for each member, by its name:
+      fold_0.safetensors   weights of one fold, each tensor once, float16 or float32; always computed in float32
+      parity.npz           an input of the network and its float32 logits: the self-test of every backend
+      source/              plans.json and dataset.json of the nnU-Net folder that it was made from, for audit
+
+Most models have one member, a configuration of nnU-Net with its folds. An ensemble of configurations has several,
+whose probabilities are averaged; a cascade has a member whose labels the next one sees.
 
 Nothing in a bundle is executed: JSON, safetensors and arrays without pickles.
 """
@@ -54,6 +58,35 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Member:
+    """One configuration of nnU-Net with its folds, whose logits are averaged."""
+
+    name: str
+    """The configuration, as 3d_fullres; where two have one name, told apart by a number behind it."""
+    folder: Path
+    plan: Plan
+    folds: tuple[str, ...]
+    mirroring_axes: tuple[int, ...]
+    """Axes of the network's input over whose flips the answer is averaged; empty: none."""
+    previous_stage: str | None
+    """The member whose labels this one sees, where it is the second network of a cascade."""
+
+    def weights(self, fold: str) -> dict[str, NDArray[np.float32]]:
+        """The tensors of one fold, float32, by their key in nnU-Net's checkpoint.
+
+        Raises
+        ------
+        BundleError
+            Where a tensor is missing, unknown or of another shape than the plan's network needs.
+        """
+        return _read_weights(self.folder / _weights_name(fold), self.plan)
+
+    def parity(self) -> ParityCrop:
+        """The stored self-test, of the first fold."""
+        return read_parity(self.folder / "parity.npz")
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A verified model."""
 
@@ -67,14 +100,12 @@ class Bundle:
     """Every label that the model gives, background left out."""
     unreported: tuple[int, ...]
     """Labels that the model gives but no result mentions, such as the body outline."""
-    plan: Plan
+    members: tuple[Member, ...]
+    """In the order of computation: the first network of a cascade stands before the second."""
     orientation: str | None
-    """Axis codes of the (D, H, W) array that the network was trained on (`Grid.axis_codes`); None: any."""
-    mirroring_axes: tuple[int, ...]
-    """Axes of the network's input over whose flips the answer is averaged; empty: none."""
+    """Axis codes of the (D, H, W) array that the networks were trained on (`Grid.axis_codes`); None: any."""
     postprocessing: tuple[tuple[int, ...], ...]
     """Steps in order: of these labels together, only the largest connected piece is kept."""
-    folds: tuple[str, ...]
     limits: Limits
     card: Path
     intended_use: str
@@ -83,19 +114,16 @@ class Bundle:
     evaluation: Mapping[str, float]
     """Measured figures by name, as the card explains them."""
 
-    def weights(self, fold: str) -> dict[str, NDArray[np.float32]]:
-        """The tensors of one fold, float32, by their key in nnU-Net's checkpoint.
+    @property
+    def averaged(self) -> tuple[Member, ...]:
+        """The members whose probabilities are averaged: all but those that serve only as a first stage."""
+        earlier = {member.previous_stage for member in self.members}
+        return tuple(member for member in self.members if member.name not in earlier)
 
-        Raises
-        ------
-        BundleError
-            Where a tensor is missing, unknown or of another shape than the plan's network needs.
-        """
-        return _read_weights(self.folder / _weights_name(fold), self.plan)
-
-    def parity(self) -> ParityCrop:
-        """The stored self-test."""
-        return read_parity(self.folder / "parity.npz")
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The images that the model needs, by nnU-Net's names."""
+        return tuple(channel.name for channel in self.members[0].plan.channels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +144,21 @@ class ParityCrop:
 
 
 @dataclass(frozen=True, eq=False)
+class MemberContents:
+    """What a new member is made of."""
+
+    name: str
+    plan: Plan
+    weights: Mapping[str, Mapping[str, NDArray[np.float32]]]
+    """Tensors by key, by fold."""
+    parity: ParityCrop
+    source: Mapping[str, bytes]
+    """Files to keep for audit, by name."""
+    mirroring_axes: tuple[int, ...] = ()
+    previous_stage: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Contents:
     """What a new bundle is made of, but for its files' digests."""
 
@@ -123,16 +166,10 @@ class Contents:
     version: str
     modalities: tuple[str, ...]
     labels: Mapping[int, str]
-    plan: Plan
+    members: Sequence[MemberContents]
     card: str
-    weights: Mapping[str, Mapping[str, NDArray[np.float32]]]
-    """Tensors by key, by fold."""
     storage: Storage
-    parity: ParityCrop
-    source: Mapping[str, bytes]
-    """Files to keep for audit, by name."""
     orientation: str | None = None
-    mirroring_axes: tuple[int, ...] = ()
     postprocessing: tuple[tuple[int, ...], ...] = ()
     unreported: tuple[int, ...] = ()
     limits: Limits = Limits()
@@ -160,11 +197,12 @@ def load_bundle(folder: Path) -> Bundle:
         modalities=manifest.modalities,
         labels=MappingProxyType(dict(manifest.labels)),
         unreported=manifest.unreported,
-        plan=manifest.plan,
+        members=tuple(
+            Member(each.name, folder / each.name, each.plan, each.folds, each.mirroring_axes, each.previous_stage)
+            for each in manifest.members
+        ),
         orientation=manifest.orientation,
-        mirroring_axes=manifest.mirroring_axes,
         postprocessing=manifest.postprocessing,
-        folds=manifest.folds,
         limits=manifest.limits,
         card=folder / "card.md",
         intended_use=manifest.intended_use,
@@ -218,14 +256,17 @@ def write_bundle(folder: Path, contents: Contents) -> Bundle:
 
 
 def _write_files(folder: Path, contents: Contents) -> None:
-    (folder / "source").mkdir(parents=True)
-    for fold, tensors_of_fold in contents.weights.items():
-        save_file(stored_tensors(tensors_of_fold, contents.storage), folder / _weights_name(fold))
-        (folder / _weights_name(fold)).chmod(0o644)  # safetensors writes for the owner alone
-    write_parity(folder / "parity.npz", contents.parity)
+    folder.mkdir(parents=True)
     (folder / "card.md").write_text(contents.card, encoding="utf-8")
-    for name, data in contents.source.items():
-        (folder / "source" / name).write_bytes(data)
+    for member in contents.members:
+        own = folder / _plain_name(member.name)
+        (own / "source").mkdir(parents=True)
+        for fold, tensors_of_fold in member.weights.items():
+            save_file(stored_tensors(tensors_of_fold, contents.storage), own / _weights_name(fold))
+            (own / _weights_name(fold)).chmod(0o644)  # safetensors writes for the owner alone
+        write_parity(own / "parity.npz", member.parity)
+        for name, data in member.source.items():
+            (own / "source" / name).write_bytes(data)
 
 
 def read_parity(path: Path) -> ParityCrop:
@@ -264,27 +305,37 @@ _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _FileName = Annotated[str, AfterValidator(_plain_name)]
 
 
+class _MemberEntry(BaseModel):
+    """One member in bundle.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+    folds: Annotated[tuple[Annotated[str, Field(pattern=r"^(all|[0-9]{1,2})$")], ...], Field(min_length=1)]
+    mirroring_axes: tuple[int, ...] = ()
+    previous_stage: str | None = None
+    plan: Plan
+
+
 class _Manifest(BaseModel):
     """bundle.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{1,32}$")]
     modalities: Annotated[tuple[str, ...], Field(min_length=1)]
     labels: dict[int, str]
     unreported: tuple[int, ...] = ()
     orientation: Annotated[str | None, AfterValidator(_axis_codes)] = None
-    mirroring_axes: tuple[int, ...] = ()
     postprocessing: tuple[Annotated[tuple[int, ...], Field(min_length=1)], ...] = ()
-    folds: Annotated[tuple[Annotated[str, Field(pattern=r"^(all|[0-9]{1,2})$")], ...], Field(min_length=1)]
     limits: Limits = Limits()
     intended_use: str
     licence: str
     training_data: str
     evaluation: dict[str, float] = {}
-    plan: Plan
+    members: Annotated[tuple[_MemberEntry, ...], Field(min_length=1)]
     files: dict[_FileName, _Sha256]
 
 
@@ -305,13 +356,17 @@ def _read_manifest(folder: Path) -> _Manifest:
 
 
 def _verify_files(folder: Path, manifest: _Manifest) -> None:
-    needed = {"card.md", "parity.npz", *(_weights_name(fold) for fold in manifest.folds)}
+    needed = {"card.md", *(f"{member.name}/parity.npz" for member in manifest.members), *_weight_files(manifest)}
     unlisted = sorted(needed - set(manifest.files))
     if unlisted:
         raise BundleError(f"{folder / MANIFEST}: files: {unlisted[0]} is not listed")
     for name, expected in manifest.files.items():
         if _sha256(folder / name) != expected:
             raise BundleError(f"{folder / name}: changed since the bundle was made; copy the bundle again")
+
+
+def _weight_files(manifest: _Manifest) -> list[str]:
+    return [f"{member.name}/{_weights_name(fold)}" for member in manifest.members for fold in member.folds]
 
 
 def _sha256(path: Path) -> str:
@@ -325,36 +380,66 @@ def _sha256(path: Path) -> str:
 def _digest(manifest: _Manifest) -> str:
     """Over everything that a label depends on, and nothing else: a new card leaves it as it is."""
     content: dict[str, Any] = {
-        "plan": asdict(manifest.plan),
+        "members": [
+            {
+                "name": member.name,
+                "plan": asdict(member.plan),
+                "mirroring_axes": member.mirroring_axes,
+                "previous_stage": member.previous_stage,
+            }
+            for member in manifest.members
+        ],
         "labels": {str(label): name for label, name in sorted(manifest.labels.items())},
         "orientation": manifest.orientation,
-        "mirroring_axes": manifest.mirroring_axes,
-        "weights": {fold: manifest.files[_weights_name(fold)] for fold in manifest.folds},
+        "postprocessing": manifest.postprocessing,
+        "weights": {name: manifest.files[name] for name in _weight_files(manifest)},
     }
-    if manifest.postprocessing:
-        content["postprocessing"] = manifest.postprocessing
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _check_consistency(bundle: Bundle) -> None:
-    """What single fields cannot say: labels, axes and parity crop fit the plan, and so do the weights."""
-    where, plan = bundle.folder / MANIFEST, bundle.plan
-    if sorted(bundle.labels) != list(range(1, plan.outputs)):
-        raise BundleError(f"{where}: labels: {sorted(bundle.labels)} do not run from 1 to {plan.outputs - 1}")
+    """What single fields cannot say: labels, members, axes and parity crops fit each other, and so do the weights."""
+    where = bundle.folder / MANIFEST
     if len(set(bundle.labels.values())) != len(bundle.labels):
         raise BundleError(f"{where}: labels: two have one name")
     if not set(bundle.unreported) <= set(bundle.labels):
         raise BundleError(f"{where}: unreported: {bundle.unreported} are not all labels")
     if not {label for step in bundle.postprocessing for label in step} <= set(bundle.labels):
         raise BundleError(f"{where}: postprocessing: {bundle.postprocessing} are not all labels")
-    if not set(bundle.mirroring_axes) <= set(range(len(plan.patch_size))):
-        raise BundleError(f"{where}: mirroring_axes: {bundle.mirroring_axes} are not axes of {plan.patch_size}")
-    crop = bundle.parity()
+    _check_members(where, bundle)
+    for member in bundle.members:
+        _check_member(f"{where}: {member.name}", member)
+
+
+def _check_members(where: Path, bundle: Bundle) -> None:
+    """The members see the same images in one order of axes and give the same labels; stages follow each other."""
+    first, before = bundle.members[0].plan, set[str]()
+    for member in bundle.members:
+        plan = member.plan
+        if member.name in before:
+            raise BundleError(f"{where}: members: two are named {member.name}")
+        if member.previous_stage is not None and member.previous_stage not in before:
+            raise BundleError(f"{where}: {member.name}: previous_stage: {member.previous_stage} is not before it")
+        if bool(member.previous_stage) != bool(plan.previous_labels):
+            raise BundleError(f"{where}: {member.name}: previous_stage and the plan's previous_labels go together")
+        if (plan.transpose_forward, plan.region_order) != (first.transpose_forward, first.region_order):
+            raise BundleError(f"{where}: {member.name}: axes or regions are in another order than the first member's")
+        if [channel.name for channel in plan.channels] != [channel.name for channel in first.channels]:
+            raise BundleError(f"{where}: {member.name}: channels are not those of the first member")
+        if sorted(bundle.labels) != list(plan.labels):
+            raise BundleError(f"{where}: labels: {sorted(bundle.labels)} are not those of {member.name}, {plan.labels}")
+        before.add(member.name)
+
+
+def _check_member(where: str, member: Member) -> None:
+    plan, crop = member.plan, member.parity()
+    if not set(member.mirroring_axes) <= set(range(len(plan.patch_size))):
+        raise BundleError(f"{where}: mirroring_axes: {member.mirroring_axes} are not axes of {plan.patch_size}")
     sampled = tuple(-(-size // crop.step) for size in plan.patch_size)
-    if crop.image.shape != (len(plan.channels), *plan.patch_size) or crop.logits.shape != (plan.outputs, *sampled):
-        raise BundleError(f"{bundle.folder / 'parity.npz'}: shapes do not fit the plan")
-    for fold in bundle.folds:
-        bundle.weights(fold)
+    if crop.image.shape != (plan.inputs, *plan.patch_size) or crop.logits.shape != (plan.outputs, *sampled):
+        raise BundleError(f"{member.folder / 'parity.npz'}: shapes do not fit the plan")
+    for fold in member.folds:
+        member.weights(fold)
 
 
 def _read_weights(path: Path, plan: Plan) -> dict[str, NDArray[np.float32]]:
@@ -374,7 +459,7 @@ def check_weights(where: str, shapes: Mapping[str, tuple[int, ...]], plan: Plan)
     BundleError
         Naming the first tensor that is missing, unknown or of another shape.
     """
-    needed = tensors(plan.architecture, len(plan.channels), plan.outputs)
+    needed = tensors(plan.architecture, plan.inputs, plan.outputs)
     for key, shape in needed.items():
         if key not in shapes:
             raise BundleError(f"{where}: {key} is missing: these are not the weights of the plan's network")
@@ -413,15 +498,22 @@ def _manifest(folder: Path, contents: Contents) -> _Manifest:
             labels=dict(contents.labels),
             unreported=contents.unreported,
             orientation=contents.orientation,
-            mirroring_axes=contents.mirroring_axes,
             postprocessing=contents.postprocessing,
-            folds=tuple(contents.weights),
             limits=contents.limits,
             intended_use=contents.intended_use,
             licence=contents.licence,
             training_data=contents.training_data,
             evaluation=dict(contents.evaluation),
-            plan=contents.plan,
+            members=tuple(
+                _MemberEntry(
+                    name=member.name,
+                    folds=tuple(member.weights),
+                    mirroring_axes=member.mirroring_axes,
+                    previous_stage=member.previous_stage,
+                    plan=member.plan,
+                )
+                for member in contents.members
+            ),
             files={path.relative_to(folder).as_posix(): _sha256(path) for path in files},
         )
     except ValidationError as error:

@@ -60,7 +60,23 @@ class Operations(Protocol[T]):
 
 def run(net: Architecture, outputs: int, ops: Operations[T], image: T) -> T:
     """Logits (B, outputs, *patch) of an image (B, C, *patch)."""
-    return _UNet(net, ops).logits(image, outputs)
+    return head(net, outputs, ops, features(net, ops, image))
+
+
+def features(net: Architecture, ops: Operations[T], image: T) -> T:
+    """What the head sees: the last feature map, (B, net.features[0], *patch), of an image (B, C, *patch)."""
+    return _UNet(net, ops).features(image)
+
+
+def head(net: Architecture, outputs: int, ops: Operations[T], x: T) -> T:
+    """Logits (B, outputs, *patch) of the last feature map: one matrix for every voxel, `head_key` in the weights."""
+    one = (1,) * net.dimensions
+    return ops.convolution(x, Convolution(head_key(net), outputs, one, one, bias=True))
+
+
+def head_key(net: Architecture) -> str:
+    """The layer that turns features into logits."""
+    return f"decoder.seg_layers.{len(net.decoder_blocks) - 1}"
 
 
 def tensors(net: Architecture, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
@@ -75,8 +91,8 @@ class _UNet(Generic[T]):
     net: Architecture
     ops: Operations[T]
 
-    def logits(self, image: T, outputs: int) -> T:
-        """Encoder, decoder and the head of full resolution."""
+    def features(self, image: T) -> T:
+        """Encoder and decoder."""
         net, ops = self.net, self.ops
         skips = self.plain_encoder(image) if net.network == "PlainConvUNet" else self.residual_encoder(image)
         x = skips.pop()
@@ -87,8 +103,7 @@ class _UNet(Generic[T]):
             x = ops.concatenation(ops.upsampling(x, up), skips.pop())
             for block in range(blocks):
                 x = self.convolve(x, self.layer(f"decoder.stages.{stage}.convs.{block}", level))
-        head = f"decoder.seg_layers.{len(net.decoder_blocks) - 1}"
-        return ops.convolution(x, Convolution(head, outputs, self.one, self.one, bias=True))
+        return x
 
     def plain_encoder(self, x: T) -> list[T]:
         """The map of every stage; the first convolution of a stage strides."""

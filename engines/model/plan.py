@@ -116,14 +116,31 @@ class Plan:
     """Of the network's answer, on the way back."""
     architecture: Architecture
     outputs: int
-    """Channels of the network's answer: background and the labels."""
+    """Channels of the network's answer: background and the labels, or the regions."""
     ignore_label: int | None = None
     """A label of the training set that the network never gives."""
+    region_order: tuple[int, ...] = ()
+    """For a network of regions, which may overlap: the label that each output paints where it is more likely than not,
+    in order, later over earlier (nnU-Net's `regions_class_order`). Empty: each output is a class, the largest wins."""
+    previous_labels: tuple[int, ...] = ()
+    """For the second network of a cascade: the labels of the first, which it sees as further channels, one for each."""
+    label_resampling: Resampling | None = None
+    """Of the earlier network's labels; given where `previous_labels` are."""
 
     @property
     def is_2d(self) -> bool:
         """Whether the network sees single slices."""
         return len(self.patch_size) == 2
+
+    @property
+    def inputs(self) -> int:
+        """Channels of the network's input: the images, and the labels of a cascade's first network."""
+        return len(self.channels) + len(self.previous_labels)
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The labels that the network gives, in rising order, background left out."""
+        return tuple(sorted(self.region_order)) if self.region_order else tuple(range(1, self.outputs))
 
 
 @dataclass(frozen=True)

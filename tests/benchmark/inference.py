@@ -40,24 +40,24 @@ class NnunetSide:
         from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-        self.bundle = bundle
-        self.manager = PlansManager(json.loads((bundle.folder / "source/plans.json").read_text()))
-        self.dataset = json.loads((bundle.folder / "source/dataset.json").read_text())
-        self.configuration = self.manager.get_configuration(bundle.plan.configuration)
+        self.bundle, member = bundle, bundle.members[0]
+        self.manager = PlansManager(json.loads((member.folder / "source/plans.json").read_text()))
+        self.dataset = json.loads((member.folder / "source/dataset.json").read_text())
+        self.configuration = self.manager.get_configuration(member.plan.configuration)
         network = get_network_from_plans(
             self.configuration.network_arch_class_name,
             self.configuration.network_arch_init_kwargs,
             self.configuration.network_arch_init_kwargs_req_import,
-            len(bundle.plan.channels),
-            bundle.plan.outputs,
+            member.plan.inputs,
+            member.plan.outputs,
             deep_supervision=False,
         )
         parameters = []
-        for fold in bundle.folds:
-            own = {key: torch.from_numpy(value) for key, value in bundle.weights(fold).items()}
+        for fold in member.folds:
+            own = {key: torch.from_numpy(value) for key, value in member.weights(fold).items()}
             network.load_state_dict(own, strict=False)  # the other names of the same tensors follow
             parameters.append({key: value.clone() for key, value in network.state_dict().items()})
-        mirror = bundle.mirroring_axes or None
+        mirror = member.mirroring_axes or None
         self.predictor = nnUNetPredictor(
             use_mirroring=mirror is not None,
             perform_everything_on_device=False,
@@ -171,7 +171,7 @@ def main() -> None:
     report = {
         "machine": machine(arguments.bundle, ("torch", "openvino", "nnunetv2", "numpy", "scipy")),
         "threads": arguments.threads,
-        "bundle": {"name": bundle.name, "digest": bundle.digest, "patch": bundle.plan.patch_size},
+        "bundle": {"name": bundle.name, "digest": bundle.digest, "patch": bundle.members[0].plan.patch_size},
         "volume": {"shape": volume.grid.shape, "spacing_mm": volume.grid.spacing_mm},
         "rounds": arguments.rounds,
         **measure(bundle, volume, arguments.threads, arguments.rounds),

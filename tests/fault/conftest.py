@@ -23,7 +23,7 @@ from pydicom import Dataset, dcmread
 
 from engines.backends.base import Placement
 from engines.backends.torch import TorchBackend
-from engines.model.bundle import Contents, ParityCrop, write_bundle
+from engines.model.bundle import Contents, MemberContents, ParityCrop, write_bundle
 from engines.model.network import tensors
 from engines.model.plan import Architecture, Channel, Intensities, Plan, Resampling
 from node.dicom import scu
@@ -80,12 +80,9 @@ def _network(folder: Path) -> None:
         version="1",
         modalities=("CT", "MR"),
         labels={1: "liver", 2: "spleen"},
-        plan=plan,
+        members=[MemberContents("3d_fullres", plan, {"0": weights}, _answer(plan, weights), source={})],
         card="# A network of fixed random weights, for tests of faults.\n",
-        weights={"0": weights},
         storage="float32",
-        parity=_answer(plan, weights),
-        source={},
     )
     write_bundle(folder / MODEL, contents)
 
@@ -94,7 +91,7 @@ def _answer(plan: Plan, weights: dict[str, np.ndarray]) -> ParityCrop:
     """The bundle's own self-test: what the network says of noise."""
     noise = np.round(np.random.default_rng(0).standard_normal((1, *plan.patch_size)) * 64).astype(np.float32) / 64
     network = TorchBackend.open(plan, weights, Placement(threads=1))
-    return ParityCrop(noise, network(torch.from_numpy(noise)[None])[0].numpy(), 1)
+    return ParityCrop(noise, next(network.answers([torch.from_numpy(noise)])).numpy().copy(), 1)
 
 
 @pytest.fixture(scope="session")

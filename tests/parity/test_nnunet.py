@@ -100,10 +100,13 @@ def test_logits_with_half_sums_equal_nnunet_bit_for_bit(
     model = nnunet_model(recipe(network=network, strides=FLAT, mirroring=mirroring), image, (1.0, 1.0, 1.0))
     data = torch.from_numpy(model.preprocessed(image, (1.0, 1.0, 1.0))[0])
     expected = model.predictor().predict_logits_from_preprocessed_data(data)
-    plan = model.bundle.plan
-    backend = TorchBackend.open(plan, model.bundle.weights("0"), Placement(threads=1))
-    windowing = Windowing(plan.patch_size, plan.outputs, model.bundle.mirroring_axes, sums=torch.float16)
-    assert torch.equal(predict(data, [backend], windowing), expected.float())
+    member = model.bundle.members[0]
+    plan = member.plan
+    backend = TorchBackend.open(plan, member.weights("0"), Placement(threads=1))
+    windowing = Windowing(plan.patch_size, plan.outputs, member.mirroring_axes, sums=torch.float16)
+    assert torch.equal(
+        predict(data, [lambda patches: next(backend.answers([patches[0]]))[None]], windowing), expected.float()
+    )
 
 
 END_TO_END = {
@@ -179,11 +182,11 @@ def test_volume_smaller_than_the_patch_equals_nnunet(
 @pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
 def test_openvino_equals_torch(network: str, nnunet_model: Any, recipe: Any, hippocampus: Volume) -> None:
     model = nnunet_model(recipe(network=network, strides=FLAT), hippocampus.voxels, (1.0, 1.0, 1.0))
-    plan, weights = model.bundle.plan, model.bundle.weights("0")
+    plan, weights = model.bundle.members[0].plan, model.bundle.members[0].weights("0")
     patches = torch.randn((2, 1, *plan.patch_size), generator=torch.Generator().manual_seed(5))
-    placement = Placement(threads=1, batch=2)
-    reference = TorchBackend.open(plan, weights, placement)(patches)
-    answer = OpenVinoBackend.open(plan, weights, placement)(patches)
+    placement = Placement(threads=1)
+    reference = torch.stack([each.clone() for each in TorchBackend.open(plan, weights, placement).answers(patches)])
+    answer = torch.stack([each.clone() for each in OpenVinoBackend.open(plan, weights, placement).answers(patches)])
     assert float((answer - reference).abs().max() / reference.std()) < 1e-3
     assert float((answer.argmax(1) == reference.argmax(1)).float().mean()) >= 0.9995
 

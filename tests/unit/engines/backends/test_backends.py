@@ -28,6 +28,11 @@ def random_weights(net: Architecture, outputs: int) -> dict[str, np.ndarray]:
     return {key: source.standard_normal(shape).astype(np.float32) * 0.3 for key, shape in shapes.items()}
 
 
+def answered(backend: Backend, patches: torch.Tensor) -> torch.Tensor:
+    """Every answer, kept."""
+    return torch.stack([answer.cpu().clone() for answer in backend.answers(patches)])
+
+
 VARIANTS: dict[str, Callable[[Plan], Plan]] = {
     "plain 3d": lambda plan: plan,
     "no affine, no bias, plain rectifier": lambda plan: replace(
@@ -59,8 +64,8 @@ def test_both_answer_alike(plan: Plan, variant: str) -> None:
     patches = torch.randn((2, 1, *plan.patch_size), generator=torch.Generator().manual_seed(0))
     answers = []
     for kind in BACKENDS:
-        backend = kind.open(plan, weights, Placement(threads=1, batch=2))
-        answers.append(backend(patches).clone())
+        backend = kind.open(plan, weights, Placement(threads=1))
+        answers.append(answered(backend, patches))
         assert (backend.precision, backend.name) == ("float32", kind.name)
         assert kind.name in backend.version
         backend.close()
@@ -73,7 +78,7 @@ def test_input_is_left_alone(plan: Plan) -> None:
     patches = torch.randn((1, 1, *plan.patch_size))
     before = patches.clone()
     backend = TorchBackend.open(plan, random_weights(plan.architecture, plan.outputs), Placement())
-    backend(patches)
+    answered(backend, patches)
     assert torch.equal(patches, before)
 
 
@@ -97,8 +102,8 @@ def test_torch_says_why_there_is_no_card() -> None:
 def test_cuda_answers_as_the_processor_does(plan: Plan) -> None:
     weights = random_weights(plan.architecture, plan.outputs)
     patches = torch.randn((1, 1, *plan.patch_size))
-    reference = TorchBackend.open(plan, weights, Placement())(patches)
-    answer = TorchBackend.open(plan, weights, Placement(device="cuda"))(patches)
+    reference = answered(TorchBackend.open(plan, weights, Placement()), patches)
+    answer = answered(TorchBackend.open(plan, weights, Placement(device="cuda")), patches)
     assert torch.allclose(answer, reference, atol=1e-3 * float(reference.std()))
 
 
@@ -117,9 +122,9 @@ def test_device_out_of_memory_is_ours(plan: Plan, monkeypatch: pytest.MonkeyPatc
     def full(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(module, "run", full)
+    monkeypatch.setattr(module, "features", full)
     with pytest.raises(OutOfDeviceMemory, match="no room for a patch"):
-        backend(torch.zeros((1, 1, *plan.patch_size)))
+        answered(backend, torch.zeros((1, 1, *plan.patch_size)))
 
 
 def test_openvino_never_imports_its_telemetry(make_bundle: Callable[..., Bundle]) -> None:

@@ -24,7 +24,7 @@ def save(results: Path, checkpoint: dict[str, Any], fold: int = 0) -> None:
 
 def test_each_tensor_is_stored_once(make_bundle: Callable[..., Bundle], checkpoint: dict[str, Any]) -> None:
     bundle = make_bundle()
-    weights = bundle.weights("0")
+    weights = bundle.members[0].weights("0")
     assert len(checkpoint["network_weights"]) > len(weights)
     assert not any("all_modules" in key or key.startswith("decoder.encoder") for key in weights)
     for key, array in weights.items():
@@ -34,18 +34,18 @@ def test_each_tensor_is_stored_once(make_bundle: Callable[..., Bundle], checkpoi
 
 def test_bundle_says_where_it_comes_from(make_bundle: Callable[..., Bundle], results: Path) -> None:
     bundle = make_bundle(unreported=["spleen"], evaluation={"dice": 0.9})
-    assert (bundle.folder / "source/plans.json").read_bytes() == (results / "plans.json").read_bytes()
-    assert bundle.plan.dataset == "Dataset901_Unit"
+    assert (bundle.folder / "small/source/plans.json").read_bytes() == (results / "plans.json").read_bytes()
+    assert bundle.members[0].plan.dataset == "Dataset901_Unit"
     assert bundle.unreported == (2,)
     assert bundle.evaluation == {"dice": 0.9}
-    assert bundle.mirroring_axes == ()
-    assert make_bundle("flipped", mirroring=True).mirroring_axes == (0, 1, 2)
+    assert bundle.members[0].mirroring_axes == ()
+    assert make_bundle("flipped", mirroring=True).members[0].mirroring_axes == (0, 1, 2)
 
 
 def test_folds_are_an_ensemble(make_bundle: Callable[..., Bundle], results: Path, checkpoint: dict[str, Any]) -> None:
     save(results, checkpoint, 2)
-    assert make_bundle().folds == ("0", "2")
-    assert make_bundle("one", folds=[2]).folds == ("2",)
+    assert make_bundle().members[0].folds == ("0", "2")
+    assert make_bundle("one", folds=[2]).members[0].folds == ("2",)
 
 
 def test_deep_supervision_heads_are_left_out(
@@ -53,7 +53,7 @@ def test_deep_supervision_heads_are_left_out(
 ) -> None:
     checkpoint["network_weights"]["decoder.seg_layers.7.weight"] = torch.zeros(3, 8, 1, 1, 1)
     save(results, checkpoint)
-    assert "decoder.seg_layers.7.weight" not in make_bundle().weights("0")
+    assert "decoder.seg_layers.7.weight" not in make_bundle().members[0].weights("0")
 
 
 class Gadget:

@@ -103,12 +103,16 @@ def test_openvino_is_first_and_agrees(make_bundle: Callable[..., Bundle], volume
 def test_backend_that_fails_the_self_test_is_passed_over(
     make_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = OpenVinoBackend.__call__
-    monkeypatch.setattr(OpenVinoBackend, "__call__", lambda self, patches: answer(self, patches) * 1.05)
+    answers = OpenVinoBackend.answers
+    monkeypatch.setattr(
+        OpenVinoBackend, "answers", lambda self, patches: (each * 1.05 for each in answers(self, patches))
+    )
     with Segmenter.open(make_bundle(), threads=1) as segmenter:
         assert "openvino: self-test failed: logits off by" in segmenter.backend_reason
         assert "torch:" in segmenter.backend_reason
-    monkeypatch.setattr(OpenVinoBackend, "__call__", lambda self, patches: answer(self, patches) * float("nan"))
+    monkeypatch.setattr(
+        OpenVinoBackend, "answers", lambda self, patches: (each * float("nan") for each in answers(self, patches))
+    )
     with pytest.raises(BackendUnavailable, match="self-test failed"):
         Segmenter.open(make_bundle(), ["openvino"], threads=1)
 

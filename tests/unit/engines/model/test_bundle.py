@@ -38,10 +38,10 @@ def test_what_was_written_is_read(bundle: Bundle) -> None:
     assert again.limits == Limits(min_slices=10, max_step_mm=5.0)
     assert again.orientation == "SPL"
     assert again.card.read_text() == "# Unit\n"
-    assert again.weights("0")["decoder.seg_layers.0.weight"].dtype == np.float32
+    assert again.members[0].weights("0")["decoder.seg_layers.0.weight"].dtype == np.float32
 
 
-@pytest.mark.parametrize("name", ["fold_0.safetensors", "parity.npz", "card.md", "source/plans.json"])
+@pytest.mark.parametrize("name", ["small/fold_0.safetensors", "small/parity.npz", "card.md", "small/source/plans.json"])
 def test_flipped_byte_is_refused(bundle: Bundle, name: str) -> None:
     path = bundle.folder / name
     content = bytearray(path.read_bytes())
@@ -51,7 +51,7 @@ def test_flipped_byte_is_refused(bundle: Bundle, name: str) -> None:
         load_bundle(bundle.folder)
 
 
-@pytest.mark.parametrize("name", ["fold_0.safetensors", "parity.npz", "bundle.json"])
+@pytest.mark.parametrize("name", ["small/fold_0.safetensors", "small/parity.npz", "bundle.json"])
 def test_missing_file_is_refused(bundle: Bundle, name: str) -> None:
     (bundle.folder / name).unlink()
     with pytest.raises(BundleError, match=name):
@@ -70,23 +70,23 @@ def _put(manifest: dict[str, Any], *path: Any) -> None:
     ("path", "message"),
     [
         (("colour", "red"), "colour: Extra inputs"),
-        (("plan", "colour", "red"), "plan.colour"),
-        (("plan", "architecture", "colour", "red"), "plan.architecture.colour"),
+        (("members", 0, "plan", "colour", "red"), "plan.colour"),
+        (("members", 0, "plan", "architecture", "colour", "red"), "plan.architecture.colour"),
         (("limits", "min_slice", 3), "limits.min_slice"),
-        (("format", 2), "format"),
+        (("format", 1), "format"),
         (("name", "../up"), "name"),
         (("orientation", "SPP"), "orientation"),
         (("labels", "3", "kidney"), "labels"),
         (("labels", "2", "liver"), "two have one name"),
         (("unreported", [7]), "unreported"),
-        (("mirroring_axes", [3]), "mirroring_axes"),
-        (("folds", ["0", "../1"]), "folds"),
-        (("folds", ["0", "1"]), "fold_1.safetensors is not listed"),
+        (("members", 0, "mirroring_axes", [3]), "mirroring_axes"),
+        (("members", 0, "folds", ["0", "../1"]), "folds"),
+        (("members", 0, "folds", ["0", "1"]), "fold_1.safetensors is not listed"),
         (("files", "../../etc/passwd", "0" * 64), "files"),
         (("files", "/etc/passwd", "0" * 64), "files"),
-        (("plan", "outputs", 4), "labels"),
-        (("plan", "patch_size", [8, 8, 16]), "parity.npz"),
-        (("plan", "architecture", "features", [4, 16]), "decoder|encoder"),
+        (("members", 0, "plan", "outputs", 4), "labels"),
+        (("members", 0, "plan", "patch_size", [8, 8, 16]), "parity.npz"),
+        (("members", 0, "plan", "architecture", "features", [4, 16]), "decoder|encoder"),
     ],
 )
 def test_unknown_or_unfitting_manifest_is_refused(bundle: Bundle, path: tuple[Any, ...], message: str) -> None:
@@ -98,10 +98,10 @@ def test_unknown_or_unfitting_manifest_is_refused(bundle: Bundle, path: tuple[An
 def test_pickle_inside_the_parity_crop_is_refused(bundle: Bundle) -> None:
     import hashlib
 
-    path = bundle.folder / "parity.npz"
+    path = bundle.folder / "small/parity.npz"
     np.savez(path, image=np.array([{"a": 1}], dtype=object), logits=np.zeros(1), step=1)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    folder = edit(bundle, lambda manifest: _put(manifest, "files", "parity.npz", digest))
+    folder = edit(bundle, lambda manifest: _put(manifest, "files", "small/parity.npz", digest))
     with pytest.raises(BundleError, match="not a parity crop"):
         load_bundle(folder)
 
