@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from pathlib import Path
+from typing import Literal, Protocol, Self, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engines.errors import BackendUnavailable
 from engines.model.plan import Plan
 
 Weights = Mapping[str, NDArray[np.float32]]
@@ -20,6 +22,36 @@ Precision = Literal["float32", "float16", "bfloat16"]
 
 Answer = Literal["logits", "features"]
 """What is wanted of a network: logits, or the last feature map, which its head would make logits of."""
+
+BackendName = Literal["torch", "openvino", "tensorrt"]
+
+
+@dataclass(frozen=True, order=True)
+class Engine:
+    """A backend and the precision in which it multiplies: what is certified, chosen and written into results."""
+
+    backend: BackendName
+    precision: Precision = "float32"
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`openvino bfloat16`, as `str` writes it; `openvino` alone is in float32.
+
+        Raises
+        ------
+        BackendUnavailable
+            Where there is no such backend or precision.
+        """
+        backend, _, precision = text.strip().partition(" ")
+        precision = precision.strip() or "float32"
+        if backend not in get_args(BackendName):
+            raise BackendUnavailable(f"{text}: there is no such backend; known: {', '.join(get_args(BackendName))}")
+        if precision not in get_args(Precision):
+            raise BackendUnavailable(f"{text}: there is no such precision; known: {', '.join(get_args(Precision))}")
+        return cls(cast(BackendName, backend), cast(Precision, precision))
 
 
 @dataclass(frozen=True)
@@ -36,6 +68,8 @@ class Placement:
     """Patches that are computed beside each other on a processor, each with its share of the threads."""
     precision: Precision = "float32"
     answer: Answer = "logits"
+    cache: Path | None = None
+    """Folder for what takes long to build and may be deleted at any time; None: nothing is kept."""
 
 
 @dataclass(frozen=True)
