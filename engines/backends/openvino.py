@@ -6,7 +6,6 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, Self, cast
 
 import numpy as np
@@ -153,16 +152,16 @@ def composed_kernel(upsampling: NDArray[np.float32], convolution: NDArray[np.flo
 
     Returns
     -------
-    float32, (C_in, C_out, *(s + k - 1)), to be applied with stride s and padding (k - 1) / 2. Summed in float64.
+    float32, (C_in, C_out, *(s + k - 1)), to be applied with stride s and padding (k - 1) / 2.
     """
     steps, taps = upsampling.shape[2:], convolution.shape[2:]
-    sizes = [step + tap - 1 for step, tap in zip(steps, taps, strict=True)]
-    kernel = np.zeros((upsampling.shape[0], convolution.shape[0], *sizes))
-    first, second = upsampling.astype(np.float64), convolution.astype(np.float64)
-    for step, tap in product(np.ndindex(*steps), np.ndindex(*taps)):
-        at = tuple(a + size - 1 - b for a, b, size in zip(step, tap, taps, strict=True))
-        kernel[:, :, *at] += first[:, :, *step] @ second[:, :, *tap].T
-    return kernel.astype(np.float32)
+    ins, outs, between = upsampling.shape[0], convolution.shape[0], convolution.shape[1]
+    mirrored = np.flip(np.moveaxis(convolution, 0, -1), tuple(range(1, 1 + len(taps)))).reshape(between, -1)
+    kernel = np.zeros((ins, *(step + tap - 1 for step, tap in zip(steps, taps, strict=True)), outs), dtype=np.float32)
+    for step in np.ndindex(*steps):
+        reach = tuple(slice(at, at + size) for at, size in zip(step, taps, strict=True))
+        kernel[:, *reach] += (upsampling[:, :, *step] @ mirrored).reshape(ins, *taps, outs)
+    return np.ascontiguousarray(np.moveaxis(kernel, -1, 1))
 
 
 class OpenVinoBackend:
