@@ -175,10 +175,11 @@ def _figures(path: Path | None) -> dict[str, float]:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from engines.backends.base import Engine
     from engines.inference.segmenter import availability
 
     described = _described(load_bundle(arguments.bundle))
-    found = {name: availability(name) for name in _BACKENDS}
+    found = {name: availability(Engine.parse(name)) for name in _BACKENDS}
     if arguments.json:
         described["backends"] = {name: asdict(each) for name, each in found.items()}
     else:
@@ -245,13 +246,13 @@ def _plain(value: Any) -> str:
 
 
 def _segment(arguments: argparse.Namespace) -> int:
-    from engines.inference.segmenter import Segmenter
+    from engines.inference.segmenter import open_first
     from engines.measures import label_volumes_ml
     from engines.nifti import read_volume, write_itksnap_labels, write_label_map
 
     bundle = load_bundle(arguments.bundle)
     volume = read_volume(arguments.image, bundle.modalities[0])
-    with Segmenter.open(bundle, arguments.backend or _BACKENDS, arguments.device, arguments.threads) as segmenter:
+    with open_first(bundle, arguments.backend or _BACKENDS, arguments.device, arguments.threads) as segmenter:
         result = segmenter.segment(volume, None if arguments.json else _say_share)
     write_label_map(arguments.labels, result.label_map)
     names = result.label_map.names
@@ -282,12 +283,12 @@ def _colour(label: int) -> tuple[int, int, int]:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from engines.inference.evaluation import evaluate, pair_cases, summary
-    from engines.inference.segmenter import Segmenter
+    from engines.inference.segmenter import open_first
 
     bundle, cases = load_bundle(arguments.bundle), pair_cases(arguments.images, arguments.labels)
-    with Segmenter.open(bundle, arguments.backend or _BACKENDS, arguments.device, arguments.threads) as segmenter:
+    with open_first(bundle, arguments.backend or _BACKENDS, arguments.device, arguments.threads) as segmenter:
         scores = list(evaluate(segmenter, cases, None if arguments.json else _say))
-        reason = segmenter.backend_reason
+        reason = segmenter.reason
     figures = summary(scores)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

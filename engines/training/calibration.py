@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from engines.conversion.nnunet import import_results_folder
-from engines.inference.segmenter import Segmenter
+from engines.inference.segmenter import open_first
 from engines.nifti import read_label_map, read_volume
 from engines.volume import LabelMap, Volume
 
@@ -84,7 +84,7 @@ def _volume_errors(
             checkpoint=CHECKPOINT,
         )
         found: dict[int, list[float]] = {label: [] for label in labels}
-        with Segmenter.open(bundle) as segmenter:
+        with open_first(bundle, ("openvino", "torch")) as segmenter:
             for volume, truth in cases:
                 given = segmenter.segment(volume).label_map.labels
                 for label in labels:

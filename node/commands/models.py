@@ -69,10 +69,11 @@ def models(options: argparse.Namespace) -> int:
 
 def backend_choices(settings: Settings) -> tuple[BackendChoice, ...]:
     """What each configured backend says of this machine, in order. Imports torch."""
+    from engines.backends.base import Engine
     from engines.inference.segmenter import availability
 
     section = settings.segmenter
-    found = ((name, availability(name, section.device)) for name in section.backends)
+    found = ((name, availability(Engine.parse(name), section.device)) for name in section.backends)
     return tuple(BackendChoice(name, section.device, answer.available, answer.reason) for name, answer in found)
 
 
@@ -95,13 +96,13 @@ def _installed(name: str, device: str) -> BackendChoice:
 
 def _tested(settings: Settings, bundle: Bundle) -> tuple[BackendChoice, ...]:
     """What each configured backend does with this model: opened, and its answer compared with the stored one."""
-    from engines.inference.segmenter import Segmenter
+    from engines.inference.segmenter import open_first
 
     section, choices = settings.segmenter, []
     for name in section.backends:
         try:
-            with Segmenter.open(bundle, [name], section.device, section.threads or None) as segmenter:
-                choices.append(BackendChoice(name, section.device, True, segmenter.backend_reason))
+            with open_first(bundle, [name], section.device, section.threads or None) as segmenter:
+                choices.append(BackendChoice(name, section.device, True, segmenter.reason))
         except BackendUnavailable as error:
             choices.append(BackendChoice(name, section.device, False, str(error)))
     return tuple(choices)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydicom import dcmread
 
-from engines.inference.segmenter import Segmenter
+from engines.inference.segmenter import Segmenter, open_first
 from engines.model.bundle import Bundle
 from engines.nifti import write_itksnap_labels, write_label_map, write_volume
 from node.commands.configuration import settings_or_default
@@ -188,7 +188,7 @@ class Workbench:
     def _segmenter(self, model: str) -> Segmenter:
         if model not in self._open:
             section = self._settings.segmenter
-            opened = Segmenter.open(self._bundles[model], section.backends, section.device, section.threads or None)
+            opened = open_first(self._bundles[model], section.backends, section.device, section.threads or None)
             self._open[model] = self._stack.enter_context(opened)
         return self._open[model]
 

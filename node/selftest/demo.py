@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
-from engines.inference.segmenter import Segmenter
+from engines.inference.segmenter import open_first
 from engines.model.bundle import SHIPPED, find_bundles
 from node.config import Settings, load_settings
 from node.dicom import scu
@@ -404,7 +404,7 @@ def _label_maps_again(settings: Settings, images: Mapping[str, Sequence[Path]]) 
     bundle = find_bundles([SHIPPED, *settings.models.folders])[MODEL]
     section = settings.segmenter
     maps = {}
-    with Segmenter.open(bundle, section.backends, section.device, section.threads or None) as segmenter:
+    with open_first(bundle, section.backends, section.device, section.threads or None) as segmenter:
         for modality, paths in images.items():
             headers = [read_header(path) for path in paths]
             (stack,) = split(headers)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import NoReturn
 
+from engines.backends.base import Engine
 from engines.errors import BundleError
-from engines.inference.segmenter import Segmenter, availability
+from engines.inference.segmenter import Segmenter, availability, open_first
 from engines.model.bundle import Bundle, load_bundle
 from node.config import Settings, software_version
 from node.domain.work import Station
@@ -54,15 +55,15 @@ def _opened(bundle: Bundle, settings: Settings) -> Segmenter:
     if load_bundle(bundle.folder).digest != bundle.digest:
         raise BundleError(f"{bundle.folder} was changed since this process began: restart the node")
     section = settings.segmenter
-    opened = Segmenter.open(bundle, section.backends, section.device, section.threads or None)
-    _log.info("model_opened", extra={"model": bundle.name, "reason": opened.backend_reason})
+    opened = open_first(bundle, section.backends, section.device, section.threads or None)
+    _log.info("model_opened", extra={"model": bundle.name, "reason": opened.reason})
     return opened
 
 
 def _health(settings: Settings, leases: Leases) -> Health:
     """A device that is gone is a capability that is gone: it stops no reception (OBS-4)."""
     section = settings.segmenter
-    usable = any(availability(name, section.device).available for name in section.backends)
+    usable = any(availability(Engine.parse(name), section.device).available for name in section.backends)
     return Health(
         role=str(Role.SEGMENTER),
         readiness={"journal": lambda: Check(leases.last_beat_s < 15.0, "journal_locked")},

@@ -23,7 +23,7 @@ import torch
 from machine import described, machine, table, write_section
 from numpy.typing import NDArray
 
-from engines.inference.segmenter import Segmenter
+from engines.inference.segmenter import open_first
 from engines.model.bundle import Bundle, load_bundle
 from engines.nifti import read_volume
 from engines.volume import Reorientation, Volume
@@ -99,7 +99,7 @@ class NnunetSide:
 
 def our_side(bundle: Bundle, backend: str, threads: int) -> Callable[[Volume], Timed]:
     """Our segmenter with one backend."""
-    segmenter = Segmenter.open(bundle, [backend], threads=threads)
+    segmenter = open_first(bundle, [backend], threads=threads)
 
     def run(volume: Volume) -> Timed:
         result = segmenter.segment(volume)

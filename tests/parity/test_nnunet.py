@@ -13,7 +13,7 @@ from scipy import ndimage
 from engines.backends.base import Placement
 from engines.backends.openvino import OpenVinoBackend
 from engines.backends.torch import TorchBackend
-from engines.inference.segmenter import Segmenter
+from engines.inference.segmenter import open_first
 from engines.inference.sliding_window import Windowing, gaussian, predict, windows
 from engines.measures import dice
 from engines.preprocessing.preprocess import preprocess
@@ -127,7 +127,7 @@ def test_segmenter_equals_nnunet_on_mr(case: str, nnunet_model: Any, recipe: Any
     model = nnunet_model(recipe(**END_TO_END[case]), hippocampus.voxels, spacing)
     expected = model.predicted(hippocampus.voxels, spacing)
     for backend in ("torch", "openvino"):
-        with Segmenter.open(model.bundle, [backend], threads=1) as segmenter:
+        with open_first(model.bundle, [backend], threads=1) as segmenter:
             result = segmenter.segment(hippocampus)
         assert result.backend == backend
         assert_agree(result.label_map.labels, expected)
@@ -150,7 +150,7 @@ def test_segmenter_equals_nnunet_on_anisotropic_ct(nnunet_model: Any, recipe: An
     model = nnunet_model(chosen, seen, spacing)
     expected = model.predicted(seen, spacing)[::-1, ::-1]
     for backend in ("torch", "openvino"):
-        with Segmenter.open(model.bundle, [backend], threads=1) as segmenter:
+        with open_first(model.bundle, [backend], threads=1) as segmenter:
             result = segmenter.segment(volume)
         assert result.label_map.grid is grid
         assert_agree(result.label_map.labels, expected)
@@ -163,7 +163,7 @@ def test_segmenter_equals_nnunet_in_2d(nnunet_model: Any, recipe: Any, hippocamp
     model = nnunet_model(chosen, volume.voxels, spacing)
     expected = model.predicted(volume.voxels, spacing)
     for backend in ("torch", "openvino"):
-        with Segmenter.open(model.bundle, [backend], threads=1) as segmenter:
+        with open_first(model.bundle, [backend], threads=1) as segmenter:
             assert_agree(segmenter.segment(volume).label_map.labels, expected)
 
 
@@ -175,7 +175,7 @@ def test_volume_smaller_than_the_patch_equals_nnunet(
     volume = Volume(Grid(shape, hippocampus.grid.affine), hippocampus.voxels[tuple(slice(n) for n in shape)], "MR")
     model = nnunet_model(recipe(spacing=(1.0, 1.2, 1.0)), volume.voxels, (1.0, 1.0, 1.0))
     expected = model.predicted(volume.voxels, (1.0, 1.0, 1.0))
-    with Segmenter.open(model.bundle, ["torch"], threads=1) as segmenter:
+    with open_first(model.bundle, ["torch"], threads=1) as segmenter:
         assert_agree(segmenter.segment(volume).label_map.labels, expected)
 
 

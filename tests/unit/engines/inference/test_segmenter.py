@@ -12,7 +12,7 @@ import torch
 
 from engines.backends.openvino import OpenVinoBackend
 from engines.errors import BackendUnavailable, UnsuitableVolume
-from engines.inference.segmenter import Segmenter, availability
+from engines.inference.segmenter import availability, open_first
 from engines.model.bundle import Bundle
 from engines.volume import Grid, Reorientation, Volume
 
@@ -34,7 +34,7 @@ def volume() -> Volume:
 
 
 def segment(bundle: Bundle, volume: Volume, *backends: str) -> Any:
-    with Segmenter.open(bundle, backends or ("torch",), threads=1) as segmenter:
+    with open_first(bundle, backends or ("torch",), threads=1) as segmenter:
         return segmenter.segment(volume)
 
 
@@ -91,7 +91,7 @@ def test_unsuitable_volumes(make_bundle: Callable[..., Bundle], voxels: Any, mod
 
 def test_openvino_is_first_and_agrees(make_bundle: Callable[..., Bundle], volume: Volume) -> None:
     bundle = make_bundle()
-    with Segmenter.open(bundle, threads=1) as segmenter:
+    with open_first(bundle, threads=1) as segmenter:
         result = segmenter.segment(volume)
     assert result.backend == "openvino"
     assert "self-test passed" in result.backend_reason
@@ -107,25 +107,25 @@ def test_backend_that_fails_the_self_test_is_passed_over(
     monkeypatch.setattr(
         OpenVinoBackend, "answers", lambda self, patches: (each * 1.05 for each in answers(self, patches))
     )
-    with Segmenter.open(make_bundle(), threads=1) as segmenter:
+    with open_first(make_bundle(), threads=1) as segmenter:
         assert "openvino: self-test failed: logits off by" in segmenter.backend_reason
         assert "torch:" in segmenter.backend_reason
     monkeypatch.setattr(
         OpenVinoBackend, "answers", lambda self, patches: (each * float("nan") for each in answers(self, patches))
     )
     with pytest.raises(BackendUnavailable, match="self-test failed"):
-        Segmenter.open(make_bundle(), ["openvino"], threads=1)
+        open_first(make_bundle(), ["openvino"], threads=1)
 
 
 def test_no_backend_left(make_bundle: Callable[..., Bundle]) -> None:
     bundle = make_bundle()
     with pytest.raises(BackendUnavailable, match="the list is empty"):
-        Segmenter.open(bundle, [])
+        open_first(bundle, [])
     with pytest.raises(BackendUnavailable, match="no such backend"):
-        Segmenter.open(bundle, ["tensorflow"])
+        open_first(bundle, ["tensorflow"])
     if not torch.cuda.is_available():
         with pytest.raises(BackendUnavailable, match=r"openvino: serves the processor only.*torch: "):
-            Segmenter.open(bundle, device="cuda", threads=1)
+            open_first(bundle, device="cuda", threads=1)
 
 
 def test_availability_has_a_reason() -> None:
