@@ -31,8 +31,9 @@ from engines.model.bundle import (
     stored_tensors,
     write_bundle,
 )
+from engines.model.dataset import Labels, read_labels
 from engines.model.network import tensors
-from engines.model.plan import Labels, Plan, read_labels, read_plan
+from engines.model.plan import Plan, read_plan
 
 TRAINERS = frozenset(
     {

@@ -14,8 +14,9 @@ import torch
 
 from engines.conversion.nnunet import import_results_folder
 from engines.model.bundle import Bundle
+from engines.model.dataset import read_labels
 from engines.model.network import tensors
-from engines.model.plan import Plan, read_labels, read_plan
+from engines.model.plan import Plan, read_plan
 
 PATCH = (8, 8, 8)
 
