@@ -6,6 +6,7 @@ that is skipped could be one that changes the result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -461,19 +462,22 @@ def _channels(
         _expect(where, scheme, get_args(Normalization), "normalization_schemes")
         _expect(where, mask, (True, False), "use_mask_for_norm")
         statistics = (table or {}).get(str(index))
-        if statistics is None and scheme == "CTNormalization":
+        intensities = _intensities(statistics)
+        if intensities is None and scheme == "CTNormalization":
             raise BundleError(f"plans.json: foreground_intensity_properties_per_channel: nothing for channel {index}")
-        channels.append(Channel(name, scheme, bool(mask), _intensities(statistics)))
+        channels.append(Channel(name, scheme, bool(mask), intensities))
     return tuple(channels)
 
 
 def _intensities(statistics: Mapping[str, Any] | None) -> Intensities | None:
+    """None where there are none, or where training found no foreground to measure."""
     if statistics is None:
         return None
     try:
-        return Intensities(*(float(statistics[key]) for key in ("mean", "std", "percentile_00_5", "percentile_99_5")))
-    except KeyError as error:
-        raise BundleError(f"plans.json: foreground_intensity_properties_per_channel: {error} is missing") from error
+        values = [float(statistics[key]) for key in ("mean", "std", "percentile_00_5", "percentile_99_5")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"plans.json: foreground_intensity_properties_per_channel: {error!r}") from error
+    return Intensities(*values) if all(math.isfinite(value) for value in values) else None
 
 
 def _resampling(where: str, settings: Mapping[str, Any], key: str, of_labels: bool = False) -> Resampling:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from engines.conversion.nnunet import import_results_folder
+from engines.conversion.nnunet import Description, Selection, import_results_folders
 from engines.model.bundle import Bundle
 from engines.model.dataset import read_labels
 from engines.model.plan import read_plan
@@ -197,16 +197,11 @@ class NnunetModel(NnunetPlan):
         self._write()
         card = folder / "card.md"
         card.write_text("# A model of random weights\n")
-        self.bundle: Bundle = import_results_folder(
-            self.results,
+        self.bundle: Bundle = import_results_folders(
+            [self.results],
             folder / "bundle",
-            name="parity",
-            version="1",
-            modalities=[recipe.modality],
-            card=card,
-            orientation=recipe.orientation,
-            storage="float32",
-            mirroring=bool(recipe.mirroring),
+            Description("parity", "1", [recipe.modality], card, recipe.orientation),
+            Selection(storage="float32", mirroring=bool(recipe.mirroring)),
         )
 
     def predictor(self) -> Any:
