@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import ast
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from engines.conversion.checkpoint import TRAINERS
+from engines.conversion.nnunet import Description, import_results_folders
+from engines.model.bundle import Bundle
+from engines.model.dataset import read_labels
+from engines.model.network import tensors
+from engines.model.plan import read_plan
 from engines.preprocessing.preprocess import preprocess
 from engines.volume import Volume
 
@@ -106,3 +118,92 @@ def test_earlier_labels_are_stacked_as_nnunet_does(
     labels = slice(len(model.plan.channels), None)
     assert np.array_equal(ours[labels], expected[labels])
     assert all(0.05 < channel.mean() < 0.95 for channel in ours[labels])
+
+
+@pytest.fixture
+def fabricated(tmp_path: Path) -> Callable[..., Bundle]:
+    """A bundle of real JSON files and random weights of the network that they describe."""
+
+    def make(plans: dict[str, Any], dataset: dict[str, Any], configuration: str) -> Bundle:
+        folder = tmp_path / f"nnUNetTrainer__nnUNetPlans__{configuration}"
+        (folder / "fold_0").mkdir(parents=True)
+        (folder / "plans.json").write_text(json.dumps(plans))
+        (folder / "dataset.json").write_text(json.dumps(dataset))
+        plan = read_plan(plans, configuration, read_labels(dataset))
+        source = torch.Generator().manual_seed(0)
+        shapes = tensors(plan.architecture, plan.inputs, plan.outputs)
+        checkpoint = {
+            "network_weights": {key: 0.05 * torch.randn(shape, generator=source) for key, shape in shapes.items()},
+            "init_args": {"configuration": configuration},
+            "trainer_name": "nnUNetTrainer",
+        }
+        torch.save(checkpoint, folder / "fold_0/checkpoint_final.pth")
+        (tmp_path / "card.md").write_text("# Random weights\n")
+        description = Description("real-json", "1", ["MR"], tmp_path / "card.md", "SPL")
+        return import_results_folders([folder], tmp_path / "bundle", description)
+
+    return make
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_real_plans_of_four_channels_and_regions(
+    configuration: str, fabricated: Callable[..., Bundle], test_data: Path
+) -> None:
+    """The new style; dataset.json as nnU-Net's own conversion script of BraTS writes it."""
+    plans = json.loads((test_data / "nnunet-json/brats2021-4ch-3d-new-style/nnUNetPlans.json").read_text())
+    dataset = {
+        "channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"},
+        "labels": {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]},
+        "regions_class_order": [1, 2, 3],
+        "numTraining": 1251,
+        "file_ending": ".nii.gz",
+    }
+    bundle = fabricated(plans, dataset, configuration)
+    plan = bundle.members[0].plan
+    assert bundle.channels == ("T1", "T1ce", "T2", "Flair")
+    assert (plan.inputs, plan.outputs, plan.region_order) == (4, 3, (1, 2, 3))
+    assert bundle.labels[2] == "tumor core without enhancing tumor"
+    assert bundle.labels[3] == "enhancing tumor"
+
+
+def test_real_plans_of_pictures_in_the_old_style(fabricated: Callable[..., Bundle], test_data: Path) -> None:
+    folder = test_data / "nnunet-json/stenosis-2d-old-style-model-folder"
+    plans, dataset = (json.loads((folder / name).read_text()) for name in ("plans.json", "dataset.json"))
+    bundle = fabricated(plans, dataset, "2d")
+    plan = bundle.members[0].plan
+    assert plan.is_2d
+    assert plan.reader == "NaturalImage2DIO"
+    assert dict(bundle.labels) == {1: "sten"}
+
+
+def test_pictures_are_preprocessed_as_nnunet_does(nnunet_plan: Any, recipe: Any, hippocampus: Volume) -> None:
+    """Its reader gives every picture the spacing 999, 1, 1."""
+    model = nnunet_plan(recipe(spacing=(1.0, 1.0), patch=(24, 24), strides=((1, 1), (2, 2))))
+    model.plans["image_reader_writer"] = "NaturalImage2DIO"
+    plan = read_plan(model.plans, "small", read_labels(model.dataset))
+    slices = hippocampus.voxels[10:14]
+    expected, _ = model.preprocessed(slices, (999.0, 1.0, 1.0))
+    assert float(np.abs(preprocess(slices, (2.5, 0.8, 0.8), plan).image.numpy() - expected).max()) < 1e-5
+
+
+def test_known_trainers_are_those_that_keep_the_network() -> None:
+    """Every trainer of the installed nnunetv2 that neither it nor a parent of its own builds a network for."""
+    bases: dict[str, list[str]] = {}
+    builders = set()
+    for path in Path(str(files("nnunetv2"))).glob("training/nnUNetTrainer/**/*.py"):
+        for item in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(item, ast.ClassDef):
+                bases[item.name] = [base.id for base in item.bases if isinstance(base, ast.Name)]
+                if any(isinstance(each, ast.FunctionDef) and each.name in BUILDS for each in item.body):
+                    builders.add(item.name)
+
+    def keeps(name: str) -> bool:
+        if name == "nnUNetTrainer":
+            return True
+        return name not in builders and any(keeps(base) for base in bases.get(name, []))
+
+    assert {name for name in bases if keeps(name)} <= TRAINERS
+    assert not {name for name in bases if not keeps(name)} & TRAINERS
+
+
+BUILDS = {"build_network_architecture", "initialize"}
