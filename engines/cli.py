@@ -42,12 +42,18 @@ def _parser() -> argparse.ArgumentParser:
 def _add_import(commands: Any) -> None:
     command = commands.add_parser(
         "import",
-        help="make a bundle from an nnU-Net results folder",
-        description="Make a bundle from a results folder of nnU-Net v2 (plans.json, dataset.json, fold_x/checkpoint). "
-        "No pickle is executed; what is not understood is refused by name.",
+        help="make a bundle from nnU-Net results folders",
+        description="Make a bundle from results folders of nnU-Net v2 (plans.json, dataset.json, fold_x/checkpoint). "
+        "No pickle is executed; what is not understood is refused by name. Says which labels have no code yet.",
     )
     command.set_defaults(run=_import)
-    command.add_argument("results", type=Path, help="the folder named TRAINER__PLANS__CONFIGURATION")
+    command.add_argument(
+        "results",
+        type=Path,
+        nargs="+",
+        help="the folder named TRAINER__PLANS__CONFIGURATION, or a data set's folder that holds it; of several the "
+        "probabilities are averaged",
+    )
     command.add_argument("--out", type=Path, required=True, help="folder of the bundle; must not exist")
     command.add_argument("--name", required=True, help="name of the model: lower case, digits, hyphens")
     command.add_argument("--version", required=True, help="version of the model, such as 1.0")
@@ -59,12 +65,30 @@ def _add_import(commands: Any) -> None:
         "towards, such as SPL for axial DICOM or SAR for RAS NIfTI: nibabel's aff2axcodes backwards; 'any' for a "
         "network trained on images that lie in all ways; needed unless the plan's reader is a ...WithReorient",
     )
+    command.add_argument("--configuration", help="which one of a data set's folder, such as 3d_fullres")
+    command.add_argument(
+        "--previous-stage",
+        type=Path,
+        metavar="FOLDER",
+        help="results folder of a cascade's first network; left out: the one beside the second's",
+    )
     command.add_argument("--fold", action="append", help="a fold to take; may be given again; left out: all there are")
     command.add_argument("--checkpoint", default="checkpoint_final.pth", help="file in each fold (%(default)s)")
     command.add_argument("--storage", choices=get_args(Storage), default="float16", help="of weights (%(default)s)")
     command.add_argument("--mirroring", action="store_true", help="average over flips: 2 to 8 times slower")
     command.add_argument("--trainer", action="append", default=[], help="another trainer that keeps the plan's network")
+    command.add_argument(
+        "--postprocessing", type=Path, metavar="FILE", help="another postprocessing.json, such as an ensemble's"
+    )
     command.add_argument("--without-postprocessing", action="store_true", help="leave nnU-Net's postprocessing out")
+    command.add_argument(
+        "--label-name",
+        action="append",
+        default=[],
+        type=_label_name,
+        metavar="NUMBER=NAME",
+        help="another name for a label, such as one that segments.csv has; may be given again",
+    )
     command.add_argument("--unreported", action="append", default=[], help="a label that results shall not mention")
     command.add_argument("--intended-use", default="", help="one sentence for users and results")
     command.add_argument("--licence", default="", help="of the weights, as an SPDX expression")
@@ -125,23 +149,23 @@ def _add_placement(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="for programs")
 
 
-def _import(arguments: argparse.Namespace) -> int:
-    from engines.conversion.nnunet import import_results_folder
+def _label_name(text: str) -> tuple[int, str]:
+    number, _, name = text.partition("=")
+    if not number.strip().isdecimal() or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NUMBER=NAME, as in 3=spleen")
+    return int(number), name.strip()
 
-    bundle = import_results_folder(
-        arguments.results,
-        arguments.out,
+
+def _import(arguments: argparse.Namespace) -> int:
+    from engines.conversion.nnunet import Description, Selection, import_results_folders
+
+    description = Description(
         name=arguments.name,
         version=arguments.version,
         modalities=arguments.modality,
         card=arguments.card,
         orientation=arguments.orientation,
-        folds=arguments.fold,
-        checkpoint=arguments.checkpoint,
-        storage=arguments.storage,
-        mirroring=arguments.mirroring,
-        further_trainers=arguments.trainer,
-        without_postprocessing=arguments.without_postprocessing,
+        label_names=dict(arguments.label_name),
         unreported=arguments.unreported,
         limits=_limits(arguments),
         intended_use=arguments.intended_use,
@@ -149,8 +173,30 @@ def _import(arguments: argparse.Namespace) -> int:
         training_data=arguments.training_data,
         evaluation=_figures(arguments.evaluation),
     )
-    _print_bundle(_described(bundle), arguments.json)
+    selection = Selection(
+        configuration=arguments.configuration,
+        previous_stage=arguments.previous_stage,
+        folds=arguments.fold,
+        checkpoint=arguments.checkpoint,
+        storage=arguments.storage,
+        mirroring=arguments.mirroring,
+        further_trainers=arguments.trainer,
+        postprocessing=arguments.postprocessing,
+        without_postprocessing=arguments.without_postprocessing,
+    )
+    bundle = import_results_folders(arguments.results, arguments.out, description, selection)
+    described = _described(bundle)
+    _print_bundle(described, arguments.json)
+    if described["uncoded"] and not arguments.json:
+        _say(_UNCODED.format(names=", ".join(described["uncoded"])))
     return 0
+
+
+_UNCODED = (
+    "No code yet for: {names}. A node needs a row for each: write a table with the columns of segments.csv and name "
+    "it in models.segments, rename a label to one that has a row (--label-name), or keep it out of results "
+    "(--unreported)."
+)
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:
@@ -190,6 +236,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _described(bundle: Bundle) -> dict[str, Any]:
+    from engines.conversion.codes import coded_names, uncoded_labels
+
+    coded = coded_names()
     return {
         "name": bundle.name,
         "version": bundle.version,
@@ -197,6 +246,9 @@ def _described(bundle: Bundle) -> dict[str, Any]:
         "modalities": list(bundle.modalities),
         "labels": {str(label): name for label, name in bundle.labels.items()},
         "unreported": list(bundle.unreported),
+        "channels": list(bundle.channels),
+        "coded": [name for name in bundle.labels.values() if name in coded],
+        "uncoded": uncoded_labels(bundle, coded),
         "orientation": bundle.orientation,
         "members": [_described_member(member) for member in bundle.members],
         "keep_largest": [[bundle.labels[label] for label in step] for step in bundle.postprocessing],

@@ -13,8 +13,10 @@ from scipy import ndimage
 from engines.backends.base import Placement
 from engines.backends.openvino import OpenVinoBackend
 from engines.backends.torch import TorchBackend
+from engines.inference.arithmetic import DeviceArithmetic, HostArithmetic, Rule
+from engines.inference.labelling import Source, label_volume
 from engines.inference.segmenter import open_first
-from engines.inference.sliding_window import Windowing, gaussian, predict, windows
+from engines.inference.sliding_window import Plane, Windowing, gaussian, planes, windows
 from engines.measures import dice
 from engines.preprocessing.preprocess import preprocess
 from engines.volume import Grid, Volume
@@ -69,8 +71,15 @@ def test_preprocessing_and_way_back_equal_nnunet(case: str, nnunet_plan: Any, re
     noise = np.random.default_rng(3).standard_normal((4, *ours.image.shape[1:]))
     logits = torch.from_numpy(ndimage.gaussian_filter(noise, (0, 1.5, 1.5, 1.5)) * 20).half()
     truth = model.labels(logits.numpy(), properties)
-    labels = ours.labels(logits.float().contiguous())
-    assert labels.shape == truth.shape == image.shape
+    halved = model.plan.logit_resampling.function == "resample_data_or_seg_to_shape"
+    for arithmetic in (HostArithmetic(1), DeviceArithmetic()):
+        taken = (Plane(logits[:, z].float(), torch.ones(logits.shape[2:])) for z in range(logits.shape[1]))
+        kept = label_volume([Source(taken, ours.taps(), halved)], Rule(), arithmetic, 3)
+        assert_labels(ours.uncropped(kept), truth, image.shape)
+
+
+def assert_labels(labels: NDArray[Any], truth: NDArray[Any], shape: tuple[int, ...]) -> None:
+    assert labels.shape == truth.shape == shape
     assert labels.dtype == truth.dtype
     assert len(np.unique(labels)) == 4
     assert int((labels != truth).sum()) <= 2
@@ -104,9 +113,8 @@ def test_logits_with_half_sums_equal_nnunet_bit_for_bit(
     plan = member.plan
     backend = TorchBackend.open(plan, member.weights("0"), Placement(threads=1))
     windowing = Windowing(plan.patch_size, plan.outputs, member.mirroring_axes, sums=torch.float16)
-    assert torch.equal(
-        predict(data, [lambda patches: next(backend.answers([patches[0]]))[None]], windowing), expected.float()
-    )
+    found = torch.stack([(p.sums / p.weights).clone() for p in planes(data, [backend], windowing)], dim=1)
+    assert torch.equal(found, expected)
 
 
 END_TO_END = {

@@ -41,6 +41,34 @@ def test_import(results: Path, card: Path, tmp_path: Path, capsys: pytest.Captur
     assert bundle.evaluation == {"dice": 0.87}
 
 
+def test_import_says_which_labels_have_no_code(
+    results: Path, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = f"--out {tmp_path}/b --name unit --version 1 --modality MR --card {card} --orientation any".split()
+    arguments = ["import", str(results), *options, "--label-name", "2=left cyst", "--label-name", "1=spleen"]
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert "No code yet for: left cyst." in said.err
+    assert "models.segments" in said.err
+    assert dict(load_bundle(tmp_path / "b").labels) == {1: "spleen", 2: "left cyst"}
+    assert main(["show", str(tmp_path / "b"), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert (described["coded"], described["uncoded"]) == (["spleen"], ["left cyst"])
+    arguments[arguments.index(f"{tmp_path}/b")] = f"{tmp_path}/c"
+    assert main([*arguments, "--unreported", "left cyst"]) == 0
+    assert "No code" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("told", ["spleen", "a=spleen", "1="])
+def test_label_name_is_a_number_and_a_name(
+    results: Path, card: Path, tmp_path: Path, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = f"--out {tmp_path}/b --name unit --version 1 --modality MR --card {card}".split()
+    with pytest.raises(SystemExit):
+        main(["import", str(results), *options, "--label-name", told])
+    assert "is not NUMBER=NAME" in capsys.readouterr().err
+
+
 def test_import_without_orientation_is_refused(
     results: Path, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
