@@ -46,6 +46,8 @@ class Limits(_Record):
     """Share of all voxels of a volume that have the reference's label."""
 
 
+ENGINE_LIMITS = Limits()
+"""For every engine that is held against torch in float32, where nothing else is configured."""
 REFERENCE_LIMITS = Limits(dice=0.999, volume_percent=None, equal_voxels=0.9999)
 """For torch in float32, held against nnunetv2's own predictor."""
 
