@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -230,6 +230,12 @@ def add_record(path: Path, new: Certificate | Speed) -> None:
 
 
 _RECORDS = TypeAdapter(Records)
+_CERTIFICATE = TypeAdapter(Certificate)
+
+
+def plain(certificates: Sequence[Certificate]) -> list[Any]:
+    """The same for JSON, each with its number."""
+    return [{"number": each.number, **_CERTIFICATE.dump_python(each, mode="json")} for each in certificates]
 
 
 def certify(
