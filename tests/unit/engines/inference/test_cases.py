@@ -51,7 +51,7 @@ def test_no_image_and_no_folder(tmp_path: Path, channels: int, needed: str) -> N
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_voxels_that_are_not_finite_are_refused_with_their_file(tmp_path: Path, value: float) -> None:
-    """Of a NIfTI file ITK's reader makes them 0 before anybody sees them, for nnU-Net's SimpleITK reader as for ours."""
+    """Of a NIfTI file ITK makes them 0 before anybody sees them, for nnU-Net too."""
     voxels = np.ones((3, 4, 5), np.float32)
     voxels[1, 2, 3] = value
     write_volume(tmp_path / "a.mha", Volume(image().grid, voxels, "MR"))
