@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -154,7 +153,7 @@ def _add_verification(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dice", type=float, default=0.995, help="least Dice of other engines (%(default)s)")
     command.add_argument("--volume-percent", type=float, default=0.5, help="largest difference (%(default)s)")
     command.add_argument("--keep", action="store_true", help="keep the volumes beside the bundle, for certifying there")
-    command.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (%(default)s)")
+    command.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (%(default)s: the processor)")
     command.add_argument("--threads", type=int, help="processor threads; left out: all that this process may use")
 
 
@@ -357,13 +356,14 @@ def _verified(bundle: Bundle, arguments: argparse.Namespace, out: Path | None) -
     from engines.backends.base import Engine, Placement
     from engines.conversion.verification import Verification, keep_volumes, verify
     from engines.inference.cases import find_cases
+    from engines.inference.segmenter import device_of, usable_threads
 
     cases = find_cases(arguments.volumes, len(bundle.channels))[: arguments.limit]
     demand = Verification(
         against=arguments.against,
         engines=tuple(Engine.parse(text) for text in arguments.engine),
         limits=certificate.Limits(arguments.dice, arguments.volume_percent),
-        placement=Placement(arguments.device, arguments.threads or len(os.sched_getaffinity(0))),
+        placement=Placement(device_of(arguments.device), arguments.threads or usable_threads()),
     )
     made = []
     for each in verify(bundle, cases, demand, _say):

@@ -81,7 +81,7 @@ def verify(
     UnsuitableVolume
         Where an image cannot be read or segmented; the message names it.
     """
-    opens: OpenEngine = open_engine or Segmenter.open  # type: ignore[assignment]
+    opens: OpenEngine = open_engine or Segmenter.open
     others = _others(demand)
     theirs = _nnunet_labels(bundle, cases, demand, tell) if demand.against == "nnunetv2" else None
     with closing(opens(bundle, REFERENCE, demand.placement)) as reference:

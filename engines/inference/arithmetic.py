@@ -132,9 +132,7 @@ class Cell:
 class Arithmetic(Protocol):
     """What the way back is made of, where the sums lie."""
 
-    def finish(
-        self, plane: Plane, rule: Rule, head: Head | None, spare: LogitPlane | None
-    ) -> tuple[LogitPlane, float]:
+    def finish(self, plane: Plane, rule: Rule, head: Head | None, spare: LogitPlane | None) -> tuple[LogitPlane, float]:
         """Logits and labels of a plane of sums, and the largest absolute logit, NaN where any is.
 
         The sums may be overwritten, and so may `spare`, a plane of the same network that nobody needs any more.
@@ -164,9 +162,7 @@ class HostArithmetic:
     def __post_init__(self) -> None:
         object.__setattr__(self, "pool", ThreadPoolExecutor(self.threads, thread_name_prefix="labels"))
 
-    def finish(
-        self, plane: Plane, rule: Rule, head: Head | None, spare: LogitPlane | None
-    ) -> tuple[LogitPlane, float]:
+    def finish(self, plane: Plane, rule: Rule, head: Head | None, spare: LogitPlane | None) -> tuple[LogitPlane, float]:
         """Divide, round and compare in one pass over memory, in place."""
         sums, weights = plane.sums.float(), plane.weights.float()
         bias = np.zeros(len(sums), dtype=np.float32) if head is None else head.bias.numpy()
@@ -218,9 +214,7 @@ class HostArithmetic:
 class DeviceArithmetic:
     """By torch, on whatever device the sums lie."""
 
-    def finish(
-        self, plane: Plane, rule: Rule, head: Head | None, spare: LogitPlane | None
-    ) -> tuple[LogitPlane, float]:
+    def finish(self, plane: Plane, rule: Rule, head: Head | None, spare: LogitPlane | None) -> tuple[LogitPlane, float]:
         """Divide, and round as nnU-Net stores logits."""
         logits = plane.sums.float() / plane.weights.float()
         if head is not None:

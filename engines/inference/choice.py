@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from engines.backends.base import Engine, Placement
+from engines.backends.base import Availability, Engine, Placement
 from engines.backends.catalogue import backend_class
 from engines.inference.trial import REFERENCE, engine_key
 from engines.model.bundle import Bundle
@@ -93,6 +93,14 @@ class Decision:
 
     taken: Candidate | None
     reason: str
+
+
+def available(policy: Policy, placement: Placement) -> tuple[tuple[Engine, Availability], ...]:
+    """What this machine says of each engine, whatever the model."""
+    return tuple(
+        (engine, backend_class(engine.backend).is_available(placement.device, engine.precision))
+        for engine in policy.considered(placement.device)
+    )
 
 
 def candidates(bundle: Bundle, policy: Policy, placement: Placement) -> tuple[Candidate, ...]:

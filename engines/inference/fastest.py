@@ -6,7 +6,6 @@ that lie beside the bundle when it is opened, else on the next volume that was s
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -23,8 +22,6 @@ from engines.inference.trial import REFERENCE, Answered, OpenSegmenter, held_aga
 from engines.model.bundle import Bundle
 from engines.model.certificate import Certificate, Speed, add_record, parity_folder, site_path
 from engines.volume import Volume
-
-_log = logging.getLogger(__name__)
 
 _FRUITLESS = 5
 """So many volumes that show nothing are tried; then an engine waits for the next start."""
@@ -52,7 +49,7 @@ def open_fastest(
     UnsuitableVolume
         Where a volume that lies beside the bundle cannot be read.
     """
-    chosen = FastestSegmenter(bundle, policy, placement, open_engine or Segmenter.open)  # type: ignore[arg-type]
+    chosen = FastestSegmenter(bundle, policy, placement, open_engine or Segmenter.open)
     chosen.start()
     return chosen
 
@@ -72,7 +69,7 @@ class FastestSegmenter:
         self._tries = _FRUITLESS
 
     @property
-    def backend_reason(self) -> str:
+    def reason(self) -> str:
         """Which engine serves, by what certificate, and what is to be said of each other."""
         return decide(self._found).reason
 
@@ -81,9 +78,20 @@ class FastestSegmenter:
         """What is known of each engine by now."""
         return self._found
 
+    @property
+    def waits(self) -> bool:
+        """Whether `learn` would try something."""
+        return self._tries > 0 and bool(waiting(self._found))
+
     def start(self) -> None:
-        """Measure what was never measured here, certify on the volumes beside the bundle, open the fastest."""
-        if sum(each.usable for each in self._found) > 1:
+        """Measure what was never measured here, certify on the volumes beside the bundle, open the fastest.
+
+        Where nothing is kept, and something else than the reference is certified, nothing is measured: each start
+        would measure again.
+        """
+        taken = decide(self._found).taken
+        settled = self._policy.site is None and taken is not None and taken.engine != REFERENCE
+        if sum(each.usable for each in self._found) > 1 and not settled:
             self._found = tuple(self._measured(each) for each in self._found)
         folder = parity_folder(self.bundle.folder)
         if waiting(self._found) and folder.is_dir():
@@ -101,7 +109,7 @@ class FastestSegmenter:
         if self._serving is None:
             raise BackendUnavailable(f"{self.bundle.name} was closed")
         result = self._serving[1].segment(volume, progress)
-        return replace(result, backend_reason=self.backend_reason)
+        return replace(result, backend_reason=self.reason)
 
     def learn(self, volume: Volume | Sequence[Volume], result: Segmentation) -> tuple[Certificate, ...]:
         """Hold engines that wait for a certificate against the reference, on a volume that has been served.
@@ -116,19 +124,21 @@ class FastestSegmenter:
         Returns
         -------
         The certificates that were made, the last one perhaps passed.
+
+        Raises
+        ------
+        BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
+            Where it could not be tried, or the certificate cannot be kept. What served goes on serving.
         """
-        if not waiting(self._found) or self._tries == 0:
+        if not self.waits:
             return ()
         volumes = (volume,) if isinstance(volume, Volume) else tuple(volume)
-        served = self._serving is not None and self._serving[0] == REFERENCE
-        try:
-            answered = [Answered(volumes, result.label_map.labels)] if served else self._answered([volumes])
-            made = self._certify(answered)
-        except (UnsuitableVolume, OutOfDeviceMemory) as error:
-            _log.warning("engine_not_tried", extra={"model": self.bundle.name, "reason": str(error)})
-            made = ()
-        if not made:
-            self._tries -= 1
+        self._tries -= 1
+        by_reference = (result.backend, result.precision) == (REFERENCE.backend, REFERENCE.precision)
+        made = self._certify(
+            [Answered(volumes, result.label_map.labels)] if by_reference else self._answered([volumes])
+        )
+        self._tries += bool(made)
         self._open_decided()
         return made
 
@@ -197,7 +207,7 @@ class FastestSegmenter:
         while True:
             taken = decide(self._found).taken
             if taken is None:
-                raise BackendUnavailable(f"no engine serves {self.bundle.name}: {self.backend_reason}")
+                raise BackendUnavailable(f"no engine serves {self.bundle.name}: {self.reason}")
             if self._serving is not None and self._serving[0] == taken.engine:
                 return
             try:

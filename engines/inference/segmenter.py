@@ -189,9 +189,7 @@ class Segmenter:
         case.ways.extend(ways)
         on_host = all(way.device == "cpu" for way in ways)
         arithmetic: Arithmetic = self._host if on_host else DeviceArithmetic()
-        sources = [
-            self._source(each, seen, way, case) for each, seen, way in zip(members, inputs, ways, strict=True)
-        ]
+        sources = [self._source(each, seen, way, case) for each, seen, way in zip(members, inputs, ways, strict=True)]
         with case.clock.stage("labels"), torch.inference_mode():
             kept = label_volume(sources, Rule(plan.region_order), arithmetic, max(plan.labels))
             return inputs[0].uncropped(kept)
@@ -233,9 +231,7 @@ def device_of(told: str) -> str:
     return "cpu" if told == "auto" else told
 
 
-def open_first(
-    bundle: Bundle, engines: Sequence[str], device: str = "auto", threads: int | None = None
-) -> Segmenter:
+def open_first(bundle: Bundle, engines: Sequence[str], device: str = "auto", threads: int | None = None) -> Segmenter:
     """Open a bundle with the first engine of a list that can run here and passes the self-test.
 
     Raises

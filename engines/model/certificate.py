@@ -107,6 +107,11 @@ class EngineKey(_Record):
     device: str
     """`cpu`, or the name of the card."""
 
+    @property
+    def engine(self) -> str:
+        """Backend and precision."""
+        return f"{self.backend} {self.precision}"
+
 
 @dataclass(frozen=True)
 class Certificate(_Record):

@@ -122,7 +122,7 @@ def serve(segmenter: FastestSegmenter, volume: Volume) -> tuple[str, Any]:
 
 def test_the_case_is_served_by_torch_and_the_next_by_what_was_certified_on_it(start: Open, works: Works) -> None:
     with start() as segmenter:
-        assert "openvino bfloat16: not certified for this model" in segmenter.backend_reason
+        assert "openvino bfloat16: not certified for this model" in segmenter.reason
         by, (certificate,) = serve(segmenter, bright())
         assert by == "torch float32"
         assert certificate.verdict.outcome == "passed"
@@ -130,7 +130,7 @@ def test_the_case_is_served_by_torch_and_the_next_by_what_was_certified_on_it(st
         assert certificate.reference.startswith("torch float32")
         by, made = serve(segmenter, bright())
         assert (by, made) == ("openvino bfloat16", ())
-        assert segmenter.backend_reason.startswith("openvino bfloat16: taken, 0.1 s a patch, certified against torch")
+        assert segmenter.reason.startswith("openvino bfloat16: taken, 0.1 s a patch, certified against torch")
         assert certificate.number in segmenter.segment(bright()).backend_reason
         assert works.open == 1
     assert works.open == 0
@@ -163,8 +163,8 @@ def test_a_wrong_engine_is_refused_and_stays_refused(start: Open, works: Works) 
     del works.wrong[FAST]
     with start() as segmenter:
         assert serve(segmenter, bright()) == ("openvino float32", ())
-        assert "openvino bfloat16: refused against torch" in segmenter.backend_reason
-        assert "liver: Dice 0.9474, below 0.995" in segmenter.backend_reason
+        assert "openvino bfloat16: refused against torch" in segmenter.reason
+        assert "liver: Dice 0.9474, below 0.995" in segmenter.reason
 
 
 def test_where_every_other_is_wrong_torch_serves(start: Open, works: Works) -> None:
@@ -209,7 +209,7 @@ def test_volumes_beside_the_bundle_certify_when_it_is_opened(start: Open, works:
     write_volume(parity_folder(bundle.folder) / "one.nii.gz", bright())
     write_volume(parity_folder(bundle.folder) / "two_0000.nii.gz", bright(6000))
     with start() as segmenter:
-        assert segmenter.backend_reason.startswith("openvino bfloat16: taken")
+        assert segmenter.reason.startswith("openvino bfloat16: taken")
         (certificate,) = (each.certificate for each in segmenter.candidates if each.certificate)
         assert [each.labels[0].voxels for each in certificate.volumes] == [3000, 6000]
         assert serve(segmenter, bright()) == ("openvino bfloat16", ())
@@ -238,7 +238,7 @@ def test_an_engine_that_fails_its_self_test_is_passed_over(start: Open, works: W
         serve(segmenter, bright())
     works.broken[FAST] = BackendUnavailable("openvino bfloat16: self-test failed: logits off by 9")
     with start() as segmenter:
-        assert "self-test failed: logits off by 9" in segmenter.backend_reason
+        assert "self-test failed: logits off by 9" in segmenter.reason
         by, made = serve(segmenter, bright())
         assert (by, [each.key.precision for each in made]) == ("torch float32", ["float32"])
 
@@ -265,7 +265,7 @@ def test_a_faster_one_is_held_against_torch_whatever_serves(start: Open, works: 
 
 def test_one_engine_alone_is_not_measured(start: Open, works: Works) -> None:
     with start(engines=(REFERENCE,)) as segmenter:
-        assert segmenter.backend_reason == "torch float32: taken, the reference, not verified against nnunetv2 here"
+        assert segmenter.reason == "torch float32: taken, the reference, not verified against nnunetv2 here"
     assert works.measured == []
 
 
