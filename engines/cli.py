@@ -1,4 +1,4 @@
-"""hilum-models: import a trained nnU-Net model, show a bundle, segment one image with it, evaluate it."""
+"""hilum-models: import a trained nnU-Net model, show a bundle, segment one image with it, evaluate and verify it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from engines.errors import EngineError
+from engines.model import certificate
 from engines.model.bundle import Bundle, Limits, Member, Storage, load_bundle
+from engines.model.certificate import Certificate
 
 # Torch takes seconds to import: only the commands that compute load what needs it, each inside its own function.
 
@@ -36,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_show(commands)
     _add_segment(commands)
     _add_evaluate(commands)
+    _add_verify(commands)
     return parser
 
 
@@ -140,6 +143,42 @@ def _add_evaluate(commands: Any) -> None:
     command.add_argument("--labels", type=Path, required=True, help="folder of CASE.nii.gz; it decides the cases")
     command.add_argument("--out", type=Path, help="write the summary's figures here, for `import --evaluation`")
     _add_placement(command)
+
+
+def _add_verify(commands: Any) -> None:
+    command = commands.add_parser(
+        "verify",
+        help="hold a bundle's masks against nnunetv2's, and each engine's against torch's",
+        description="Segment the images of a folder with nnunetv2's own predictor (needs the extra `train`) and with "
+        "torch in float32, then with every other engine that can run here, and write certificates beside the bundle. "
+        "A node takes an engine only with a certificate that passed. Status 1 where one fails or shows nothing.",
+    )
+    command.set_defaults(run=_verify)
+    command.add_argument("bundle", type=Path, help="folder of the bundle")
+    command.add_argument(
+        "--volumes", type=Path, required=True, help="folder of CASE.nii.gz, or CASE_0000.nii.gz, ... for each channel"
+    )
+    _add_verification(command)
+    command.add_argument("--out", type=Path, help="file of certificates; left out: BUNDLE.certificates.json beside it")
+    command.add_argument("--json", action="store_true", help="the certificates, for programs")
+
+
+def _add_verification(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--against",
+        choices=("nnunetv2", "torch"),
+        default="nnunetv2",
+        help="torch: leave nnunetv2 out, hold the other engines against torch in float32 alone (%(default)s)",
+    )
+    command.add_argument(
+        "--engine", action="append", default=[], help="such as 'openvino bfloat16'; may be given again"
+    )
+    command.add_argument("--limit", type=int, help="take so many volumes, the first by name")
+    command.add_argument("--dice", type=float, default=0.995, help="least Dice of other engines (%(default)s)")
+    command.add_argument("--volume-percent", type=float, default=0.5, help="largest difference (%(default)s)")
+    command.add_argument("--keep", action="store_true", help="keep the volumes beside the bundle, for certifying there")
+    command.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (%(default)s: the processor)")
+    command.add_argument("--threads", type=int, help="processor threads; left out: all that this process may use")
 
 
 def _add_placement(command: argparse.ArgumentParser) -> None:
@@ -355,6 +394,52 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for name, value in figures.items():
         print(f"{name:53} {value:6.4g}")
     return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    certificates = _verified(load_bundle(arguments.bundle), arguments, arguments.out)
+    if arguments.json:
+        print(json.dumps(certificate.plain(certificates), indent=2))
+    return 0 if all(each.verdict.outcome == "passed" for each in certificates) else 1
+
+
+def _verified(bundle: Bundle, arguments: argparse.Namespace, out: Path | None) -> list[Certificate]:
+    """Verify, write each certificate as it is made, and show it."""
+    from engines.backends.base import Engine, Placement
+    from engines.conversion.verification import Verification, keep_volumes, verify
+    from engines.inference.cases import find_cases
+    from engines.inference.segmenter import device_of, usable_threads
+
+    cases = find_cases(arguments.volumes, len(bundle.channels))[: arguments.limit]
+    demand = Verification(
+        against=arguments.against,
+        engines=tuple(Engine.parse(text) for text in arguments.engine),
+        limits=certificate.Limits(arguments.dice, arguments.volume_percent),
+        placement=Placement(device_of(arguments.device), arguments.threads or usable_threads()),
+    )
+    made = []
+    for each in verify(bundle, cases, demand, _say):
+        certificate.add_record(out or certificate.certificates_path(bundle.folder), each)
+        made.append(each)
+        if not arguments.json:
+            _show_certificate(each, [case.name for case in cases])
+    if arguments.keep:
+        keep_volumes(bundle, cases)
+    return made
+
+
+def _show_certificate(made: Certificate, names: Sequence[str]) -> None:
+    key = made.key
+    print(f"{key.backend} {key.precision} ({key.library}, {key.device}) against {made.reference}")
+    print(f"  {'volume':24} {'label':24} {'Dice':>7} {'volume off':>10} {'voxels':>9} {'equal':>9}")
+    for name, volume in zip(names, made.volumes, strict=False):
+        equal = f"{100 * volume.equal_voxels:8.4f} %"
+        for each in volume.labels:
+            figures = f"{each.dice:7.4f} {each.volume_percent:8.2f} % {each.voxels:9d} {equal}"
+            print(f"  {name:24} {each.name:24} {figures}{'' if each.is_judged else '  not judged: too small'}")
+    if made.logits_error is not None:
+        print(f"  logits of the parity crops: off by at most {made.logits_error:.2g} standard deviations")
+    print(f"  {made.verdict.outcome}: {made.verdict.reason} (certificate {made.number})\n", flush=True)
 
 
 def _say(line: str) -> None:

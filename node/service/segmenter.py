@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from typing import NoReturn
 
-from engines.backends.base import Engine
 from engines.errors import BundleError
-from engines.inference.segmenter import Segmenter, availability, open_first
+from engines.inference.choice import available
+from engines.inference.fastest import FastestSegmenter
 from engines.model.bundle import Bundle, load_bundle
 from node.config import Settings, software_version
 from node.domain.work import Station
 from node.monitor.http import Check, Health
 from node.monitor.metrics import Role
+from node.service.engines import open_model, placement, policy
 from node.service.house import House, result_style
 from node.service.process import Process, leave
 from node.stations.segment import Bench, Models, Recipe
@@ -50,20 +51,18 @@ def run(settings: Settings) -> NoReturn:
     leave(0)
 
 
-def _opened(bundle: Bundle, settings: Settings) -> Segmenter:
+def _opened(bundle: Bundle, settings: Settings) -> FastestSegmenter:
     """Open a model, if its files are still those that its digest was taken of when this process began (RES-20)."""
     if load_bundle(bundle.folder).digest != bundle.digest:
         raise BundleError(f"{bundle.folder} was changed since this process began: restart the node")
-    section = settings.segmenter
-    opened = open_first(bundle, section.backends, section.device, section.threads or None)
+    opened = open_model(settings, bundle)
     _log.info("model_opened", extra={"model": bundle.name, "reason": opened.reason})
     return opened
 
 
 def _health(settings: Settings, leases: Leases) -> Health:
     """A device that is gone is a capability that is gone: it stops no reception (OBS-4)."""
-    section = settings.segmenter
-    usable = any(availability(Engine.parse(name), section.device).available for name in section.backends)
+    usable = any(found.available for _, found in available(policy(settings), placement(settings)))
     return Health(
         role=str(Role.SEGMENTER),
         readiness={"journal": lambda: Check(leases.last_beat_s < 15.0, "journal_locked")},

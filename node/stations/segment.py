@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
-from engines.errors import BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
-from engines.inference.segmenter import Segmentation, Segmenter
+from engines.errors import BackendUnavailable, BundleError, EngineError, OutOfDeviceMemory, UnsuitableVolume
+from engines.inference.fastest import FastestSegmenter
+from engines.inference.segmenter import Segmentation
 from engines.model.bundle import Bundle
 from engines.volume import Volume
 from node.dicom.compose import Composed, Composition, Mismatch, Predecessor, ResultStyle, compose
@@ -81,7 +82,7 @@ class Recipe:
 def segment_stack(
     stack: Stack,
     paths: Mapping[str, Path],
-    segmenter: Segmenter,
+    segmenter: FastestSegmenter,
     recipe: Recipe,
     progress: Callable[[float], None] | None = None,
 ) -> Segmented:
@@ -157,14 +158,14 @@ class Models:
     Whoever segments holds the lock: the durable engine's limit of one is a target, not a promise.
     """
 
-    def __init__(self, bundles: Mapping[str, Bundle], open_bundle: Callable[[Bundle], Segmenter]) -> None:
+    def __init__(self, bundles: Mapping[str, Bundle], open_bundle: Callable[[Bundle], FastestSegmenter]) -> None:
         self._bundles = bundles
         self._open_bundle = open_bundle
-        self._open: dict[str, Segmenter] = {}
+        self._open: dict[str, FastestSegmenter] = {}
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def held(self, name: str) -> Iterator[Segmenter]:
+    def held(self, name: str) -> Iterator[FastestSegmenter]:
         """The segmenter of a model, for this thread alone.
 
         Raises
@@ -307,7 +308,23 @@ class Bench:
             metrics.STAGE_DURATION.labels(stage=stage, model=work.job.model).observe(seconds[stage])
         facts = {"job": work.job.id, "model": work.job.model, "seconds": round(seconds["total"], 3)}
         _log.info("job_composed", extra=facts)
+        self._learn(work.job.model, done)
         return "composed"
+
+    def _learn(self, model: str, done: Segmented) -> None:
+        """Let engines that wait for a certificate show themselves on a scan whose result is committed already."""
+        try:
+            with self.models.held(model) as segmenter:
+                made = segmenter.learn(done.volume, done.segmentation)
+        except (EngineError, MemoryError) as error:
+            _log.warning("engine_not_tried", extra={"model": model, "reason": str(error)})
+            return
+        for each in made:
+            facts = {"model": model, "backend": each.key.backend, "precision": each.key.precision}
+            if each.verdict.outcome == "passed":
+                _log.info("engine_certified", extra={**facts, "reason": each.verdict.reason})
+            else:
+                _log.warning("engine_refused", extra={**facts, "reason": each.verdict.reason})
 
     def _compose(self, work: JobWork, composition: Composition) -> tuple[Composed, ...]:
         """Write every form that a destination may need; of a failure nothing stays in the spool."""
@@ -400,6 +417,7 @@ def _provenance(bundle: Bundle, segmentation: Segmentation, recipe: Recipe) -> P
         backend_reason=segmentation.backend_reason,
         config_digest=recipe.config_digest,
         software_version=recipe.software_version,
+        versions=segmentation.versions,
     )
 
 
@@ -442,6 +460,7 @@ def _result(done: Segmented, seconds: Mapping[str, float]) -> dict[str, object]:
         "backend": found.provenance.backend,
         "precision": found.provenance.precision,
         "device": found.provenance.device,
+        "versions": found.provenance.versions,
         "backend_reason": found.provenance.backend_reason,
         "voxels": int(np.prod(done.volume.grid.shape)),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
