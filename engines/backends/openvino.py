@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from itertools import product
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engines.backends.base import Availability, Placement, Precision, Weights
 from engines.errors import BackendUnavailable
-from engines.model.network import Convolution, features, head
+from engines.model.network import Convolution, features, head, head_key
 from engines.model.plan import Architecture, Plan
+
+_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def _import_openvino() -> Any:
@@ -30,6 +35,22 @@ def _import_openvino() -> Any:
 
 
 @dataclass(frozen=True)
+class _Upsampled:
+    """A map still to be upsampled: the convolution that follows does both at once."""
+
+    coarse: Any
+    layer: Convolution
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """An upsampled map and the encoder's map, as the channels of one."""
+
+    upsampled: _Upsampled
+    skip: Any
+
+
+@dataclass(frozen=True)
 class _GraphOperations:
     """The network's operations as nodes of an OpenVINO graph."""
 
@@ -39,15 +60,14 @@ class _GraphOperations:
 
     def convolution(self, x: Any, layer: Convolution) -> Any:
         """Convolve, same padding."""
-        padding = [(size - 1) // 2 for size in layer.kernel]
-        weight = self.opset.constant(self.weights[f"{layer.key}.weight"])
-        dilation = [1] * len(layer.kernel)
-        return self._biased(self.opset.convolution(x, weight, list(layer.stride), padding, padding, dilation), layer)
+        weight = self.weights[f"{layer.key}.weight"]
+        if isinstance(x, _Joined):
+            return self._joint_convolution(x, layer, weight)
+        return self._biased(self._convolved(x, layer, weight), layer)
 
     def upsampling(self, x: Any, layer: Convolution) -> Any:
-        """Convolve transposed."""
-        weight = self.opset.constant(self.weights[f"{layer.key}.weight"])
-        return self._biased(self.opset.convolution_backprop_data(x, weight, list(layer.stride)), layer)
+        """Convolve transposed, later."""
+        return _Upsampled(x, layer)
 
     def normalization(self, x: Any, key: str) -> Any:
         """Instance norm."""
@@ -68,12 +88,51 @@ class _GraphOperations:
         return self.opset.avg_pool(x, list(stride), none, none, list(stride), True)
 
     def concatenation(self, first: Any, second: Any) -> Any:
-        """Channels of both."""
-        return self.opset.concat([first, second], 1)
+        """Channels of both, later."""
+        return _Joined(first, second)
 
     def addition(self, first: Any, second: Any) -> Any:
         """The sum of both."""
         return self.opset.add(first, second)
+
+    def head(self, x: Any, outputs: int) -> Any:
+        """The head as a product of matrices: the answer comes out class by class, where a convolution's is turned."""
+        opset, key = self.opset, head_key(self.net)
+        size = list(x.get_output_shape(0))[2:]
+        last = opset.transpose(x, opset.constant(np.array([0, *range(2, 2 + len(size)), 1])))
+        rows = opset.reshape(last, opset.constant(np.array([-1, self.net.features[0]])), False)
+        matrix = opset.constant(self.weights[f"{key}.weight"].reshape(outputs, -1))
+        product = opset.matmul(matrix, rows, False, True)
+        logits = opset.add(product, opset.constant(self.weights[f"{key}.bias"].reshape(-1, 1)))
+        return opset.reshape(logits, opset.constant(np.array([1, outputs, *size])), False)
+
+    def _joint_convolution(self, x: _Joined, layer: Convolution, weight: NDArray[np.float32]) -> Any:
+        """Upsample one map, join it to the other and convolve, without ever making the joined map.
+
+        A convolution of joined channels is the sum of two convolutions, and upsampling with a convolution behind it is
+        one transposed convolution with a larger kernel: fewer multiplications, and no copy of two large maps.
+        """
+        up = x.upsampled.layer
+        beside = self._convolved(x.skip, layer, weight[:, up.features :])
+        kernel = composed_kernel(self.weights[f"{up.key}.weight"], weight[:, : up.features])
+        coarse = x.upsampled.coarse
+        if up.bias:
+            # Zeros surround the upsampled map, its bias too: the bias becomes the weight of a channel of ones.
+            bias = self.weights[f"{up.key}.bias"].reshape(1, -1, *(1,) * len(up.stride))
+            spread = np.broadcast_to(bias, (1, up.features, *up.stride))
+            kernel = np.concatenate([kernel, composed_kernel(spread, weight[:, : up.features])])
+            ones = np.ones((1, 1, *list(coarse.get_output_shape(0))[2:]), dtype=np.float32)
+            coarse = self.opset.concat([coarse, self.opset.constant(ones)], 1)
+        padding = [(size - 1) // 2 for size in layer.kernel]
+        through = self.opset.convolution_backprop_data(
+            coarse, self.opset.constant(kernel), list(up.stride), None, padding, padding
+        )
+        return self.opset.add(beside, self._biased(through, layer))
+
+    def _convolved(self, x: Any, layer: Convolution, weight: NDArray[np.float32]) -> Any:
+        padding, dilation = [(size - 1) // 2 for size in layer.kernel], [1] * len(layer.kernel)
+        constant = self.opset.constant(np.ascontiguousarray(weight))
+        return self.opset.convolution(x, constant, list(layer.stride), padding, padding, dilation)
 
     def _biased(self, x: Any, layer: Convolution) -> Any:
         return self.opset.add(x, self._per_channel(f"{layer.key}.bias")) if layer.bias else x
@@ -82,43 +141,65 @@ class _GraphOperations:
         return self.opset.constant(self.weights[key].reshape(1, -1, *(1,) * self.net.dimensions))
 
 
+def composed_kernel(upsampling: NDArray[np.float32], convolution: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The transposed kernel that does at once what a transposed convolution and a convolution do one after the other.
+
+    Parameters
+    ----------
+    upsampling
+        float32, (C_in, C_between, *s), applied with stride s.
+    convolution
+        float32, (C_out, C_between, *k), k odd, applied with zeros around.
+
+    Returns
+    -------
+    float32, (C_in, C_out, *(s + k - 1)), to be applied with stride s and padding (k - 1) / 2. Summed in float64.
+    """
+    steps, taps = upsampling.shape[2:], convolution.shape[2:]
+    sizes = [step + tap - 1 for step, tap in zip(steps, taps, strict=True)]
+    kernel = np.zeros((upsampling.shape[0], convolution.shape[0], *sizes))
+    first, second = upsampling.astype(np.float64), convolution.astype(np.float64)
+    for step, tap in product(np.ndindex(*steps), np.ndindex(*taps)):
+        at = tuple(a + size - 1 - b for a, b, size in zip(step, tap, taps, strict=True))
+        kernel[:, :, *at] += first[:, :, *step] @ second[:, :, *tap].T
+    return kernel.astype(np.float32)
+
+
 class OpenVinoBackend:
-    """The network compiled for this processor, in float32."""
+    """The network compiled for this processor."""
 
     name = "openvino"
-    precision: Precision = "float32"
 
     def __init__(self, plan: Plan, weights: Weights, placement: Placement) -> None:
         openvino = _import_openvino()
-        from openvino import opset15
-
         self.version = f"openvino {openvino.get_version()}"
-        image = opset15.parameter([1, plan.inputs, *plan.patch_size], np.float32)
-        operations = _GraphOperations(plan.architecture, weights, opset15)
-        answer = features(plan.architecture, operations, image)
-        if placement.answer == "logits":
-            answer = head(plan.architecture, plan.outputs, operations, answer)
         core = openvino.Core()
-        compiled = core.compile_model(openvino.Model([answer], [image], plan.dataset), "CPU", _properties(placement))
         self.device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
-        self._request = compiled.create_infer_request()
-        self._output = compiled.output(0)
+        compiled = core.compile_model(_model(openvino, plan, weights, placement), "CPU", _properties(placement))
+        used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.precision = cast(Precision, {hint: name for name, hint in _HINTS.items()}.get(used, used))
+        # One more than compute: while its answer is read, the others keep every thread at work.
+        self._requests = [compiled.create_infer_request() for _ in range(placement.lanes + 1)]
 
     @classmethod
     def is_available(cls, device: str, precision: Precision = "float32") -> Availability:
-        """On a processor, where the package is installed."""
+        """On a processor, where the package is installed; bfloat16 where the processor multiplies it."""
         if device != "cpu":
             return Availability(False, f"serves the processor only, not {device}")
+        if precision not in _HINTS:
+            return Availability(False, f"multiplies in {' or '.join(_HINTS)}, not in {precision}")
         try:
             openvino = _import_openvino()
         except ImportError as error:
             return Availability(False, f"the package cannot be imported ({error}); pip install 'hilum[openvino]'")
+        if precision == "bfloat16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            return Availability(False, "this processor has no bfloat16 units (AVX512-BF16 or AMX)")
         return Availability(True, f"openvino {openvino.get_version()} on the processor")
 
     @classmethod
     def open(cls, plan: Plan, weights: Weights, placement: Placement) -> Self:
         """Build and compile the graph."""
-        availability = cls.is_available(placement.device)
+        availability = cls.is_available(placement.device, placement.precision)
         if not availability.available:
             raise BackendUnavailable(f"openvino: {availability.reason}")
         try:
@@ -128,27 +209,72 @@ class OpenVinoBackend:
 
     def answers(self, patches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """The network's answer to each patch, in order."""
-        for patch in patches:
-            image = patch[None].contiguous().numpy()
-            try:
-                results = self._request.infer([image], share_inputs=True, share_outputs=True)
-            except RuntimeError as error:
-                raise BackendUnavailable(f"openvino: inference failed: {_first_line(error)}") from error
-            yield torch.from_numpy(np.asarray(results[self._output]))[0]
+        idle, running = list(self._requests), deque[Any]()
+        try:
+            for patch in patches:
+                request = idle.pop()
+                _start(request, patch)
+                running.append(request)
+                if not idle:
+                    yield _answer(running[0])
+                    idle.append(running.popleft())
+            while running:
+                yield _answer(running[0])
+                running.popleft()
+        finally:  # whoever stops half way leaves requests that are computed all the same, and must not be used before
+            for request in running:
+                _finish(request)
 
     def close(self) -> None:
         """Let go of the compiled network."""
-        self._request = None
+        self._requests = []
+
+
+def _model(openvino: Any, plan: Plan, weights: Weights, placement: Placement) -> Any:
+    from openvino import opset15
+
+    net = plan.architecture
+    image = opset15.parameter([1, plan.inputs, *plan.patch_size], np.float32)
+    operations = _GraphOperations(net, weights, opset15)
+    answer = features(net, operations, image)
+    if placement.answer == "logits":
+        # In bfloat16 the product would round the logits twice, and turning them costs little.
+        in_matrices = placement.precision == "float32"
+        answer = operations.head(answer, plan.outputs) if in_matrices else head(net, plan.outputs, operations, answer)
+    return openvino.Model([answer], [image], plan.dataset)
 
 
 def _properties(placement: Placement) -> dict[str, str]:
-    """Float32 said aloud: on processors with bf16 units the default would be coarser."""
+    """Precision said aloud: on processors with bfloat16 units the default would be coarser than float32."""
     return {
         "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": str(placement.lanes),
         "INFERENCE_NUM_THREADS": str(placement.threads),
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": _HINTS[placement.precision],
         "ENABLE_CPU_PINNING": "NO",
     }
+
+
+def _start(request: Any, patch: torch.Tensor) -> None:
+    torch.from_numpy(request.get_input_tensor().data)[0].copy_(patch)
+    request.start_async()
+
+
+def _answer(request: Any) -> torch.Tensor:
+    """The answer of a request, once it is there; the memory is the request's own."""
+    try:
+        request.wait()
+    except RuntimeError as error:
+        raise BackendUnavailable(f"openvino: inference failed: {_first_line(error)}") from error
+    return torch.from_numpy(request.get_output_tensor().data)[0]
+
+
+def _finish(request: Any) -> None:
+    """Wait for a request whose answer nobody wants, whatever it is."""
+    try:
+        request.wait()
+    except RuntimeError:
+        return
 
 
 def _first_line(error: RuntimeError) -> str:

@@ -73,6 +73,16 @@ def test_both_answer_alike(plan: Plan, variant: str) -> None:
     assert torch.allclose(answers[0], answers[1], atol=1e-3 * float(answers[0].std()))
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_both_give_the_same_features(plan: Plan, variant: str) -> None:
+    plan = VARIANTS[variant](plan)
+    weights = random_weights(plan.architecture, plan.outputs)
+    patches = torch.randn((1, 1, *plan.patch_size), generator=torch.Generator().manual_seed(0))
+    first, second = (answered(kind.open(plan, weights, Placement(answer="features")), patches) for kind in BACKENDS)
+    assert first.shape == (1, plan.architecture.features[0], *plan.patch_size)
+    assert torch.allclose(first, second, atol=1e-3 * float(first.std()))
+
+
 def test_input_is_left_alone(plan: Plan) -> None:
     """Activations work in place; the image is not theirs."""
     patches = torch.randn((1, 1, *plan.patch_size))
