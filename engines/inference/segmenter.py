@@ -18,15 +18,16 @@ from engines.backends.base import Answer, Availability, Backend, Engine, Placeme
 from engines.backends.catalogue import backend_class
 from engines.errors import BackendUnavailable, OutOfDeviceMemory, UnsuitableVolume
 from engines.inference.arithmetic import Arithmetic, DeviceArithmetic, Head, HostArithmetic, Rule
+from engines.inference.estimate import Estimate, Frame, estimate
 from engines.inference.labelling import Source, label_volume
 from engines.inference.memory import Way, way_of
 from engines.inference.postprocessing import postprocess
-from engines.inference.sliding_window import Windowing, planes, window_count
+from engines.inference.sliding_window import Plane, Windowing, planes, window_count
 from engines.model.bundle import Bundle, Member, ParityCrop
 from engines.model.network import head_key
 from engines.model.plan import Plan
 from engines.preprocessing.preprocess import NetworkInput, preprocess
-from engines.volume import LabelMap, Reorientation, Volume
+from engines.volume import Grid, LabelMap, Reorientation, Volume
 
 _T = TypeVar("_T")
 
@@ -74,6 +75,8 @@ class OpenMember:
     answer: Answer
     head: Head | None
     """Where features are summed."""
+    tested_s: float = 0.0
+    """What the self-test's patch took."""
 
     @property
     def windowing(self) -> Windowing:
@@ -94,6 +97,8 @@ class Segmenter:
         self._members = {each.member.name: each for each in members}
         self._placement = placement
         self._host = HostArithmetic(placement.threads)
+        self.seconds_per_patch = {each.member.name: each.tested_s for each in members}
+        """Of each member: of its self-test, then of the last case."""
 
     @classmethod
     def open(cls, bundle: Bundle, engine: Engine, placement: Placement | None = None) -> Self:
@@ -120,7 +125,7 @@ class Segmenter:
         try:
             for member in bundle.members:
                 opened.append(_opened(member, engine, placement))
-                _self_test(opened[-1], engine)
+                opened[-1] = _self_tested(opened[-1], engine)
         except BaseException:
             _close(opened)
             raise
@@ -162,6 +167,15 @@ class Segmenter:
             back = postprocess(np.ascontiguousarray(case.turn.undo(found)), self.bundle.postprocessing)
         return self._described(channels[0], back, case)
 
+    def estimate(self, grid: Grid) -> Estimate:
+        """What a case on this grid will take, beyond its volume."""
+        codes = grid.axis_codes
+        turned = Reorientation.between(codes, self.bundle.orientation or codes).grid(grid)
+        windowings = {name: each.windowing for name, each in self._members.items()}
+        return estimate(
+            self.bundle, Frame(turned.shape, turned.spacing_mm), windowings, self._placement, self.seconds_per_patch
+        )
+
     def close(self) -> None:
         """Give back what the device holds."""
         _close(list(self._members.values()))
@@ -200,7 +214,15 @@ class Segmenter:
         stream = planes(seen.image.to(way.device), opened.networks, windowing, told)
         halved = opened.member.plan.logit_resampling.function == "resample_data_or_seg_to_shape"
         head = None if opened.head is None else opened.head.on(way.device)
-        return Source(case.clock.timed("network", stream), seen.taps(), halved, head)
+        return Source(self._timed(opened, stream, case), seen.taps(), halved, head)
+
+    def _timed(self, opened: OpenMember, stream: Iterator[Plane], case: _Case) -> Iterator[Plane]:
+        """The planes; what they took counts as the network's, and as what a patch of this member takes."""
+        name, begin = opened.member.name, case.clock.spent.get("network", 0.0)
+        yield from case.clock.timed("network", stream)
+        patches = case.patches.get(name, 0)
+        if patches and len(self.bundle.averaged) == 1:  # members of an ensemble take turns, and share the clock
+            self.seconds_per_patch[name] = (case.clock.spent["network"] - begin) / patches
 
     def _described(self, volume: Volume, labels: NDArray[np.integer], case: _Case) -> Segmentation:
         first = next(iter(self._members.values())).networks[0]
@@ -269,9 +291,11 @@ def disagreement(opened: OpenMember, crop: ParityCrop) -> str | None:
     return f"self-test failed: logits off by {error:.2g} standard deviations, {100 * agreement:.2f} % of classes equal"
 
 
-def _self_test(opened: OpenMember, engine: Engine) -> None:
+def _self_tested(opened: OpenMember, engine: Engine) -> OpenMember:
+    begin = time.monotonic()
     if fault := disagreement(opened, opened.member.parity()):
         raise BackendUnavailable(f"{engine}: {fault}")
+    return replace(opened, tested_s=time.monotonic() - begin)
 
 
 def _opened(member: Member, engine: Engine, placement: Placement) -> OpenMember:
@@ -367,6 +391,10 @@ class _Case:
     ways: list[Way] = field(default_factory=list)
     done: dict[str, float] = field(default_factory=dict)
     """Of each member's windows, the share that is done."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Voxels that each member's networks see in all."""
+    patches: dict[str, int] = field(default_factory=dict)
+    """That each member's networks see in all."""
 
     @property
     def turn(self) -> Reorientation:
@@ -384,12 +412,13 @@ class _Case:
 
     def told(self, opened: OpenMember, seen: NetworkInput) -> Callable[[float], None] | None:
         """Progress of one member, as a share of all members' windows as far as they are known."""
-        if self.progress is None:
+        name, windowing = opened.member.name, opened.windowing
+        windows = window_count(seen.image.shape[1:], windowing.patch)
+        self.patches[name] = windows * len(opened.networks) * len(windowing.flips)
+        self.weights[name] = float(self.patches[name] * np.prod(windowing.patch))
+        whole = self.progress
+        if whole is None:
             return None
-        whole, name = self.progress, opened.member.name
-        windows = window_count(seen.image.shape[1:], opened.member.plan.patch_size)
-        weight = windows * float(np.prod(opened.member.plan.patch_size)) * len(opened.networks)
-        self.weights[name] = weight
 
         def tell(share: float) -> None:
             self.done[name] = share
@@ -397,6 +426,3 @@ class _Case:
             whole(min(1.0, sum(self.weights[each] * part for each, part in self.done.items()) / total))
 
         return tell
-
-    weights: dict[str, float] = field(default_factory=dict)
-    """Voxels that each member's networks see in all."""

@@ -84,7 +84,7 @@ def preprocess(
     turned = several.transpose(0, *(axis + 1 for axis in plan.transpose_forward))
     nonzero = np.logical_or.reduce([image != 0 for image in turned])
     box = nonzero_box(nonzero)
-    step = _step(nonzero[box].shape, spacing_mm, plan)
+    step = grid_step(nonzero[box].shape, spacing_mm, plan)
     earlier = None if previous is None else previous.transpose(plan.transpose_forward)[box].astype(np.int16)
     inside = _inside(nonzero[box], plan, earlier)
     seen = np.empty((plan.inputs, *step.shape_to), dtype=np.float32)
@@ -125,8 +125,8 @@ def _inside(nonzero: NDArray[np.bool_], plan: Plan, earlier: NDArray[np.int16] |
     return filled if earlier is None else filled | (earlier != 0)
 
 
-def _step(shape: Sequence[int], spacing_mm: Sequence[float], plan: Plan) -> Step:
-    """From the kept part to the network's grid."""
+def grid_step(shape: Sequence[int], spacing_mm: Sequence[float], plan: Plan) -> Step:
+    """From the kept part of an image, its axes in the plan's order, to the network's grid; spacings in the image's."""
     # Pictures know no millimetres, and nnU-Net's reader makes these up.
     given = (999.0, 1.0, 1.0) if plan.reader == PICTURES else spacing_mm
     spacing = _triple([float(given[axis]) for axis in plan.transpose_forward])
