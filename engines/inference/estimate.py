@@ -97,7 +97,7 @@ def _network_shape(plan: Plan, frame: Frame) -> tuple[int, ...]:
 
 
 def _patches(member: Member, shape: Sequence[int]) -> int:
-    return window_count(shape[1:], member.plan.patch_size) * len(member.folds) * 2 ** len(member.mirroring_axes)
+    return window_count(shape[1:], member.plan.patch_size) * len(member.folds) * int(2 ** len(member.mirroring_axes))
 
 
 def _held(windowing: Windowing, shape: Sequence[int], folds: int) -> int:

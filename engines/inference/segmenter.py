@@ -31,6 +31,9 @@ from engines.volume import Grid, LabelMap, Reorientation, Volume
 
 _T = TypeVar("_T")
 
+# Torch reads it when it first asks for memory: large pages, which take a fifth of the time to get from the system.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -154,7 +157,7 @@ class Segmenter:
         channels = (images,) if isinstance(images, Volume) else tuple(images)
         _check(channels, self.bundle)
         torch.set_num_threads(self._placement.threads)
-        case = _Case(channels, self.bundle, _Clock(), progress)
+        case = _Case(channels, self.bundle, _Clock(), progress, self._placement.device)
         labels: dict[str, NDArray[np.integer]] = {}
         try:
             for member in self.bundle.members:
@@ -388,6 +391,7 @@ class _Case:
     bundle: Bundle
     clock: _Clock
     progress: Callable[[float], None] | None
+    device: str
     ways: list[Way] = field(default_factory=list)
     done: dict[str, float] = field(default_factory=dict)
     """Of each member's windows, the share that is done."""
@@ -408,7 +412,8 @@ class _Case:
         spacing = turn.grid(self.images[0].grid).spacing_mm
         turned = [turn.apply(volume.voxels) for volume in self.images]
         channels = turned[0][None] if len(turned) == 1 else np.stack(turned)
-        return preprocess(channels, spacing, opened.member.plan, None if stage is None else earlier[stage])
+        previous = None if stage is None else earlier[stage]
+        return preprocess(channels, spacing, opened.member.plan, previous, self.device)
 
     def told(self, opened: OpenMember, seen: NetworkInput) -> Callable[[float], None] | None:
         """Progress of one member, as a share of all members' windows as far as they are known."""

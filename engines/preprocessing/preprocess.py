@@ -59,6 +59,7 @@ def preprocess(
     spacing_mm: Sequence[float],
     plan: Plan,
     previous: NDArray[np.integer[Any]] | None = None,
+    device: str = "cpu",
 ) -> NetworkInput:
     """Transpose, crop to nonzero, normalise, resample: in this order, as nnU-Net does.
 
@@ -72,6 +73,9 @@ def preprocess(
     previous
         Integers, (D, H, W), on the same grid: what the first network of a cascade gave, where the plan is of the
         second.
+    device
+        Where the images are normalised and resampled, and where the network's input lies. Labels of an earlier
+        network are resampled on the processor.
 
     Raises
     ------
@@ -82,22 +86,25 @@ def preprocess(
     several = images if images.ndim == 4 else images[None]
     _check(several, plan, previous)
     turned = several.transpose(0, *(axis + 1 for axis in plan.transpose_forward))
-    nonzero = np.logical_or.reduce([image != 0 for image in turned])
+    nonzero = turned[0] != 0
+    for image in turned[1:]:
+        nonzero |= image != 0
     box = nonzero_box(nonzero)
     step = grid_step(nonzero[box].shape, spacing_mm, plan)
     earlier = None if previous is None else previous.transpose(plan.transpose_forward)[box].astype(np.int16)
     inside = _inside(nonzero[box], plan, earlier)
-    seen = np.empty((plan.inputs, *step.shape_to), dtype=np.float32)
+    mask = None if inside is None else torch.from_numpy(inside).to(device)
+    seen = torch.empty((plan.inputs, *step.shape_to), device=device)
     for index, channel in enumerate(plan.channels):
-        crop = turned[index][box].astype(np.float32)  # a copy: what follows works in place
-        normalize(crop, channel, inside)
-        seen[index] = resample(crop, step, plan.resampling)
+        # A copy, in order: what follows works in place.
+        crop = torch.from_numpy(np.array(turned[index][box], dtype=np.float32, order="C")).to(device)
+        normalize(crop, channel, mask)
+        resample(crop, step, plan.resampling, seen[index])
     if earlier is not None and inside is not None and plan.label_resampling is not None:
         earlier[~inside] = OUTSIDE
-        seen[len(plan.channels) :] = one_hot(
-            resample_labels(earlier, step, plan.label_resampling), plan.previous_labels
-        )
-    return NetworkInput(torch.from_numpy(seen), plan, _shape(nonzero.shape), box, step)
+        labels = one_hot(resample_labels(earlier, step, plan.label_resampling), plan.previous_labels)
+        seen[len(plan.channels) :] = torch.from_numpy(labels).to(device)
+    return NetworkInput(seen, plan, _shape(nonzero.shape), box, step)
 
 
 def _check(images: NDArray[np.float32], plan: Plan, previous: NDArray[np.integer[Any]] | None) -> None:
