@@ -102,6 +102,7 @@ def _add_import(commands: Any) -> None:
     command.add_argument("--max-extent-mm", type=float, nargs=3, metavar=("LR", "AP", "SI"), help="largest scan")
     command.add_argument("--max-step-mm", type=float, help="refuse scans whose slices lie further apart")
     command.add_argument("--min-age-years", type=float, help="youngest patient")
+    command.add_argument("--volumes", type=Path, help="verify the new bundle on the images of this folder, as `verify`")
     command.add_argument("--json", action="store_true", help="describe the new bundle as JSON")
 
 
@@ -225,10 +226,20 @@ def _import(arguments: argparse.Namespace) -> int:
     )
     bundle = import_results_folders(arguments.results, arguments.out, description, selection)
     described = _described(bundle)
-    _print_bundle(described, arguments.json)
-    if described["uncoded"] and not arguments.json:
-        _say(_UNCODED.format(names=", ".join(described["uncoded"])))
-    return 0
+    if not arguments.json:
+        _print_bundle(described, as_json=False)
+        if described["uncoded"]:
+            _say(_UNCODED.format(names=", ".join(described["uncoded"])))
+    made = [] if arguments.volumes is None else _verified_as_usual(bundle, arguments)
+    if arguments.json:
+        _print_bundle({**described, "certificates": certificate.plain(made)}, as_json=True)
+    return _status(made)
+
+
+def _verified_as_usual(bundle: Bundle, arguments: argparse.Namespace) -> list[Certificate]:
+    """What `verify` does where it is told nothing but the volumes."""
+    usual = ["verify", str(bundle.folder), "--volumes", str(arguments.volumes), *(["--json"] if arguments.json else [])]
+    return _verified(bundle, _parser().parse_args(usual))
 
 
 _UNCODED = (
@@ -397,13 +408,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    certificates = _verified(load_bundle(arguments.bundle), arguments, arguments.out)
+    made = _verified(load_bundle(arguments.bundle), arguments)
     if arguments.json:
-        print(json.dumps(certificate.plain(certificates), indent=2))
-    return 0 if all(each.verdict.outcome == "passed" for each in certificates) else 1
+        print(json.dumps(certificate.plain(made), indent=2))
+    return _status(made)
 
 
-def _verified(bundle: Bundle, arguments: argparse.Namespace, out: Path | None) -> list[Certificate]:
+def _status(made: Sequence[Certificate]) -> int:
+    return 0 if all(each.verdict.outcome == "passed" for each in made) else 1
+
+
+def _verified(bundle: Bundle, arguments: argparse.Namespace) -> list[Certificate]:
     """Verify, write each certificate as it is made, and show it."""
     from engines.backends.base import Engine, Placement
     from engines.conversion.verification import Verification, keep_volumes, verify
@@ -419,7 +434,7 @@ def _verified(bundle: Bundle, arguments: argparse.Namespace, out: Path | None) -
     )
     made = []
     for each in verify(bundle, cases, demand, _say):
-        certificate.add_record(out or certificate.certificates_path(bundle.folder), each)
+        certificate.add_record(arguments.out or certificate.certificates_path(bundle.folder), each)
         made.append(each)
         if not arguments.json:
             _show_certificate(each, [case.name for case in cases])
@@ -436,7 +451,8 @@ def _show_certificate(made: Certificate, names: Sequence[str]) -> None:
         equal = f"{100 * volume.equal_voxels:8.4f} %"
         for each in volume.labels:
             figures = f"{each.dice:7.4f} {each.volume_percent:8.2f} % {each.voxels:9d} {equal}"
-            print(f"  {name:24} {each.name:24} {figures}{'' if each.is_judged else '  not judged: too small'}")
+            remark = "; ".join(each.faults(made.limits)) if each.is_judged else "not judged: too small"
+            print(f"  {name:24} {each.name:24} {figures}  {remark}".rstrip())
     if made.logits_error is not None:
         print(f"  logits of the parity crops: off by at most {made.logits_error:.2g} standard deviations")
     print(f"  {made.verdict.outcome}: {made.verdict.reason} (certificate {made.number})\n", flush=True)

@@ -74,6 +74,17 @@ class LabelAgreement(_Record):
         """Difference of the volumes in per cent of the reference's; of the engine's where the reference has none."""
         return 100.0 * abs(self.found - self.voxels) / max(self.voxels or self.found, 1)
 
+    def faults(self, limits: Limits) -> list[str]:
+        """What of it is beyond the limits, in words; a figure that is not a number is."""
+        if not self.is_judged:
+            return []
+        faults, most = [], limits.volume_percent
+        if not self.dice >= limits.dice:
+            faults.append(f"Dice {self.dice:.4f}, below {limits.dice:g}")
+        if most is not None and not self.volume_percent <= most:
+            faults.append(f"volume off by {self.volume_percent:.2f} %, more than {most:g} %")
+        return faults
+
 
 @dataclass(frozen=True)
 class VolumeAgreement(_Record):
@@ -286,19 +297,13 @@ def judge(volumes: Sequence[VolumeAgreement], limits: Limits) -> Verdict:
 
 
 def _faults(number: int, volume: VolumeAgreement, limits: Limits) -> list[str]:
-    """What of one volume is beyond the limits, in words. Written so that a figure that is not a number fails."""
+    """What of one volume is beyond the limits, in words."""
     where, faults = f"volume {number} ({volume.digest[:8]})", []
     if limits.equal_voxels is not None and not volume.equal_voxels >= limits.equal_voxels:
         faults.append(
             f"{where}: {100 * volume.equal_voxels:.4f} % of voxels equal, below {100 * limits.equal_voxels:g} %"
         )
-    most = limits.volume_percent
-    for each in (label for label in volume.labels if label.is_judged):
-        if not each.dice >= limits.dice:
-            faults.append(f"{where}: {each.name}: Dice {each.dice:.4f}, below {limits.dice:g}")
-        if most is not None and not each.volume_percent <= most:
-            faults.append(f"{where}: {each.name}: volume off by {each.volume_percent:.2f} %, more than {most:g} %")
-    return faults
+    return faults + [f"{where}: {each.name}: {fault}" for each in volume.labels for fault in each.faults(limits)]
 
 
 def agreement(

@@ -186,16 +186,15 @@ def run_side(name: str, case: Case, folder: Path) -> dict[str, Any]:
 
 
 def _nnunet(bundle: Any, _name: str, _threads: int) -> Callable[[Any], Any]:
-    from inference import NnunetSide
+    from inference import nnunet_side
 
-    return NnunetSide(bundle)
+    return nnunet_side(bundle)
 
 
 def _ours(bundle: Any, name: str, threads: int) -> Callable[[Any], Any]:
     from inference import our_side
 
-    backend, _precision = name.split()
-    return our_side(bundle, backend, threads)
+    return our_side(bundle, name, threads)
 
 
 def _warm(segment: Callable[[Any], Any], volume: Any) -> None:
