@@ -6,7 +6,7 @@ import argparse
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -141,7 +141,7 @@ class Workbench:
 
     def _segmented(self, item: Routed, paths: Mapping[str, Path]) -> ScanReport:
         with progress(f"{series_name(item.stack.frames[0].header)}: {item.model}", self._quiet) as shown:
-            done = segment_stack(item.stack, paths, self._segmenter(item.model), self._recipe(), shown)
+            done = segment_stack(item.stack, paths, nullcontext(self._segmenter(item.model)), self._recipe(), shown)
         folder = _new_folder(self._out, item)
         files = self._write(done, item, paths, folder)
         self._learn(item.model, done)

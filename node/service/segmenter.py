@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import NoReturn
 
 from engines.errors import BundleError
@@ -31,6 +32,7 @@ def run(settings: Settings) -> NoReturn:
     process = Process(settings, Role.SEGMENTER)
     with process.running(), House.open(settings) as house:
         models = Models(house.bundles, lambda bundle: _opened(bundle, settings))
+        leases = Leases(house.journal, dict.fromkeys(Station, _BUDGET_S), lambda: process.beat(house.journal))
         bench = Bench(
             journal=house.journal,
             spool=house.spool,
@@ -38,8 +40,8 @@ def run(settings: Settings) -> NoReturn:
             recipe=Recipe(house.segments, house.config_digest, software_version()),
             style=result_style(settings),
             destinations=house.destinations,
+            rest=partial(leases.rest, Station.SEGMENT),
         )
-        leases = Leases(house.journal, dict.fromkeys(Station, _BUDGET_S), lambda: process.beat(house.journal))
         call = guarded(Station.SEGMENT, bench.run, house.journal, leases, _nothing)
         executor = Executor(settings.engine_path, process.executor_id, frozenset({Station.SEGMENT}))
         engine = DbosEngine(executor, {Station.SEGMENT: call})
