@@ -193,6 +193,10 @@ class Models:
                 metrics.MODEL_LOAD.observe(time.monotonic() - began)
             yield self._open[name]
 
+    def waits(self, name: str) -> bool:
+        """Whether an engine of an open model waits for a certificate; asked without the lock."""
+        return name in self._open and self._open[name].waits
+
     def digest(self, name: str) -> str:
         """The digest of a model as this process has it; raises BundleError as `held`."""
         return self._bundle(name).digest
@@ -337,6 +341,8 @@ class Bench:
     def _learn(self, job: Job, done: Segmented) -> None:
         """Let engines that wait for a certificate show themselves on a scan whose result is committed already."""
         model = job.model
+        if not self.models.waits(model):
+            return
         try:
             with self._model(job) as segmenter:
                 made = segmenter.learn(done.volume, done.segmentation)

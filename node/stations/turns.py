@@ -36,6 +36,11 @@ class Turns:
         self._next_ticket = 0
         self._on_device = 0
 
+    @property
+    def inside(self) -> int:
+        """Jobs that have a place now."""
+        return self._inside
+
     @contextlib.contextmanager
     def place(self, alone: bool, rest: Rest) -> Iterator[None]:
         """Wait for a place and hold it; nobody else has one where it is to be `alone`."""
