@@ -1,4 +1,4 @@
-"""hilum-models: import a trained nnU-Net model, show a bundle, segment one image with it, evaluate it."""
+"""hilum-models: import a trained nnU-Net model, show a bundle, segment one image with it, evaluate and verify it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from engines.errors import EngineError
+from engines.model import certificate
 from engines.model.bundle import Bundle, Limits, Member, Storage, load_bundle
+from engines.model.certificate import Certificate
 
 # Torch takes seconds to import: only the commands that compute load what needs it, each inside its own function.
 
@@ -36,18 +38,25 @@ def _parser() -> argparse.ArgumentParser:
     _add_show(commands)
     _add_segment(commands)
     _add_evaluate(commands)
+    _add_verify(commands)
     return parser
 
 
 def _add_import(commands: Any) -> None:
     command = commands.add_parser(
         "import",
-        help="make a bundle from an nnU-Net results folder",
-        description="Make a bundle from a results folder of nnU-Net v2 (plans.json, dataset.json, fold_x/checkpoint). "
-        "No pickle is executed; what is not understood is refused by name.",
+        help="make a bundle from nnU-Net results folders",
+        description="Make a bundle from results folders of nnU-Net v2 (plans.json, dataset.json, fold_x/checkpoint). "
+        "No pickle is executed; what is not understood is refused by name. Says which labels have no code yet.",
     )
     command.set_defaults(run=_import)
-    command.add_argument("results", type=Path, help="the folder named TRAINER__PLANS__CONFIGURATION")
+    command.add_argument(
+        "results",
+        type=Path,
+        nargs="+",
+        help="the folder named TRAINER__PLANS__CONFIGURATION, or a data set's folder that holds it; of several the "
+        "probabilities are averaged",
+    )
     command.add_argument("--out", type=Path, required=True, help="folder of the bundle; must not exist")
     command.add_argument("--name", required=True, help="name of the model: lower case, digits, hyphens")
     command.add_argument("--version", required=True, help="version of the model, such as 1.0")
@@ -59,12 +68,30 @@ def _add_import(commands: Any) -> None:
         "towards, such as SPL for axial DICOM or SAR for RAS NIfTI: nibabel's aff2axcodes backwards; 'any' for a "
         "network trained on images that lie in all ways; needed unless the plan's reader is a ...WithReorient",
     )
+    command.add_argument("--configuration", help="which one of a data set's folder, such as 3d_fullres")
+    command.add_argument(
+        "--previous-stage",
+        type=Path,
+        metavar="FOLDER",
+        help="results folder of a cascade's first network; left out: the one beside the second's",
+    )
     command.add_argument("--fold", action="append", help="a fold to take; may be given again; left out: all there are")
     command.add_argument("--checkpoint", default="checkpoint_final.pth", help="file in each fold (%(default)s)")
     command.add_argument("--storage", choices=get_args(Storage), default="float16", help="of weights (%(default)s)")
     command.add_argument("--mirroring", action="store_true", help="average over flips: 2 to 8 times slower")
     command.add_argument("--trainer", action="append", default=[], help="another trainer that keeps the plan's network")
+    command.add_argument(
+        "--postprocessing", type=Path, metavar="FILE", help="another postprocessing.json, such as an ensemble's"
+    )
     command.add_argument("--without-postprocessing", action="store_true", help="leave nnU-Net's postprocessing out")
+    command.add_argument(
+        "--label-name",
+        action="append",
+        default=[],
+        type=_label_name,
+        metavar="NUMBER=NAME",
+        help="another name for a label, such as one that segments.csv has; may be given again",
+    )
     command.add_argument("--unreported", action="append", default=[], help="a label that results shall not mention")
     command.add_argument("--intended-use", default="", help="one sentence for users and results")
     command.add_argument("--licence", default="", help="of the weights, as an SPDX expression")
@@ -75,6 +102,7 @@ def _add_import(commands: Any) -> None:
     command.add_argument("--max-extent-mm", type=float, nargs=3, metavar=("LR", "AP", "SI"), help="largest scan")
     command.add_argument("--max-step-mm", type=float, help="refuse scans whose slices lie further apart")
     command.add_argument("--min-age-years", type=float, help="youngest patient")
+    command.add_argument("--volumes", type=Path, help="verify the new bundle on the images of this folder, as `verify`")
     command.add_argument("--json", action="store_true", help="describe the new bundle as JSON")
 
 
@@ -118,6 +146,42 @@ def _add_evaluate(commands: Any) -> None:
     _add_placement(command)
 
 
+def _add_verify(commands: Any) -> None:
+    command = commands.add_parser(
+        "verify",
+        help="hold a bundle's masks against nnunetv2's, and each engine's against torch's",
+        description="Segment the images of a folder with nnunetv2's own predictor (needs the extra `train`) and with "
+        "torch in float32, then with every other engine that can run here, and write certificates beside the bundle. "
+        "A node takes an engine only with a certificate that passed. Status 1 where one fails or shows nothing.",
+    )
+    command.set_defaults(run=_verify)
+    command.add_argument("bundle", type=Path, help="folder of the bundle")
+    command.add_argument(
+        "--volumes", type=Path, required=True, help="folder of CASE.nii.gz, or CASE_0000.nii.gz, ... for each channel"
+    )
+    _add_verification(command)
+    command.add_argument("--out", type=Path, help="file of certificates; left out: BUNDLE.certificates.json beside it")
+    command.add_argument("--json", action="store_true", help="the certificates, for programs")
+
+
+def _add_verification(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--against",
+        choices=("nnunetv2", "torch"),
+        default="nnunetv2",
+        help="torch: leave nnunetv2 out, hold the other engines against torch in float32 alone (%(default)s)",
+    )
+    command.add_argument(
+        "--engine", action="append", default=[], help="such as 'openvino bfloat16'; may be given again"
+    )
+    command.add_argument("--limit", type=int, help="take so many volumes, the first by name")
+    command.add_argument("--dice", type=float, default=0.995, help="least Dice of other engines (%(default)s)")
+    command.add_argument("--volume-percent", type=float, default=0.5, help="largest difference (%(default)s)")
+    command.add_argument("--keep", action="store_true", help="keep the volumes beside the bundle, for certifying there")
+    command.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (%(default)s: the processor)")
+    command.add_argument("--threads", type=int, help="processor threads; left out: all that this process may use")
+
+
 def _add_placement(command: argparse.ArgumentParser) -> None:
     command.add_argument("--backend", action="append", choices=_BACKENDS, help="to try, in order; left out: all")
     command.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (%(default)s: the processor)")
@@ -125,23 +189,23 @@ def _add_placement(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="for programs")
 
 
-def _import(arguments: argparse.Namespace) -> int:
-    from engines.conversion.nnunet import import_results_folder
+def _label_name(text: str) -> tuple[int, str]:
+    number, _, name = text.partition("=")
+    if not number.strip().isdecimal() or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NUMBER=NAME, as in 3=spleen")
+    return int(number), name.strip()
 
-    bundle = import_results_folder(
-        arguments.results,
-        arguments.out,
+
+def _import(arguments: argparse.Namespace) -> int:
+    from engines.conversion.nnunet import Description, Selection, import_results_folders
+
+    description = Description(
         name=arguments.name,
         version=arguments.version,
         modalities=arguments.modality,
         card=arguments.card,
         orientation=arguments.orientation,
-        folds=arguments.fold,
-        checkpoint=arguments.checkpoint,
-        storage=arguments.storage,
-        mirroring=arguments.mirroring,
-        further_trainers=arguments.trainer,
-        without_postprocessing=arguments.without_postprocessing,
+        label_names=dict(arguments.label_name),
         unreported=arguments.unreported,
         limits=_limits(arguments),
         intended_use=arguments.intended_use,
@@ -149,8 +213,40 @@ def _import(arguments: argparse.Namespace) -> int:
         training_data=arguments.training_data,
         evaluation=_figures(arguments.evaluation),
     )
-    _print_bundle(_described(bundle), arguments.json)
-    return 0
+    selection = Selection(
+        configuration=arguments.configuration,
+        previous_stage=arguments.previous_stage,
+        folds=arguments.fold,
+        checkpoint=arguments.checkpoint,
+        storage=arguments.storage,
+        mirroring=arguments.mirroring,
+        further_trainers=arguments.trainer,
+        postprocessing=arguments.postprocessing,
+        without_postprocessing=arguments.without_postprocessing,
+    )
+    bundle = import_results_folders(arguments.results, arguments.out, description, selection)
+    described = _described(bundle)
+    if not arguments.json:
+        _print_bundle(described, as_json=False)
+        if described["uncoded"]:
+            _say(_UNCODED.format(names=", ".join(described["uncoded"])))
+    made = [] if arguments.volumes is None else _verified_as_usual(bundle, arguments)
+    if arguments.json:
+        _print_bundle({**described, "certificates": certificate.plain(made)}, as_json=True)
+    return _status(made)
+
+
+def _verified_as_usual(bundle: Bundle, arguments: argparse.Namespace) -> list[Certificate]:
+    """What `verify` does where it is told nothing but the volumes."""
+    usual = ["verify", str(bundle.folder), "--volumes", str(arguments.volumes), *(["--json"] if arguments.json else [])]
+    return _verified(bundle, _parser().parse_args(usual))
+
+
+_UNCODED = (
+    "No code yet for: {names}. A node needs a row for each: write a table with the columns of segments.csv and name "
+    "it in models.segments, rename a label to one that has a row (--label-name), or keep it out of results "
+    "(--unreported)."
+)
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:
@@ -175,10 +271,11 @@ def _figures(path: Path | None) -> dict[str, float]:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from engines.backends.base import Engine
     from engines.inference.segmenter import availability
 
     described = _described(load_bundle(arguments.bundle))
-    found = {name: availability(name) for name in _BACKENDS}
+    found = {name: availability(Engine.parse(name)) for name in _BACKENDS}
     if arguments.json:
         described["backends"] = {name: asdict(each) for name, each in found.items()}
     else:
@@ -189,6 +286,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _described(bundle: Bundle) -> dict[str, Any]:
+    from engines.conversion.codes import coded_names, uncoded_labels
+
+    coded = coded_names()
     return {
         "name": bundle.name,
         "version": bundle.version,
@@ -196,6 +296,9 @@ def _described(bundle: Bundle) -> dict[str, Any]:
         "modalities": list(bundle.modalities),
         "labels": {str(label): name for label, name in bundle.labels.items()},
         "unreported": list(bundle.unreported),
+        "channels": list(bundle.channels),
+        "coded": [name for name in bundle.labels.values() if name in coded],
+        "uncoded": uncoded_labels(bundle, coded),
         "orientation": bundle.orientation,
         "members": [_described_member(member) for member in bundle.members],
         "keep_largest": [[bundle.labels[label] for label in step] for step in bundle.postprocessing],
@@ -245,13 +348,13 @@ def _plain(value: Any) -> str:
 
 
 def _segment(arguments: argparse.Namespace) -> int:
-    from engines.inference.segmenter import Segmenter
+    from engines.inference.segmenter import open_first
     from engines.measures import label_volumes_ml
     from engines.nifti import read_volume, write_itksnap_labels, write_label_map
 
     bundle = load_bundle(arguments.bundle)
     volume = read_volume(arguments.image, bundle.modalities[0])
-    with Segmenter.open(bundle, arguments.backend or _BACKENDS, arguments.device, arguments.threads) as segmenter:
+    with open_first(bundle, arguments.backend or _BACKENDS, arguments.device, arguments.threads) as segmenter:
         result = segmenter.segment(volume, None if arguments.json else _say_share)
     write_label_map(arguments.labels, result.label_map)
     names = result.label_map.names
@@ -282,12 +385,12 @@ def _colour(label: int) -> tuple[int, int, int]:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from engines.inference.evaluation import evaluate, pair_cases, summary
-    from engines.inference.segmenter import Segmenter
+    from engines.inference.segmenter import open_first
 
     bundle, cases = load_bundle(arguments.bundle), pair_cases(arguments.images, arguments.labels)
-    with Segmenter.open(bundle, arguments.backend or _BACKENDS, arguments.device, arguments.threads) as segmenter:
+    with open_first(bundle, arguments.backend or _BACKENDS, arguments.device, arguments.threads) as segmenter:
         scores = list(evaluate(segmenter, cases, None if arguments.json else _say))
-        reason = segmenter.backend_reason
+        reason = segmenter.reason
     figures = summary(scores)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -302,6 +405,57 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for name, value in figures.items():
         print(f"{name:53} {value:6.4g}")
     return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    made = _verified(load_bundle(arguments.bundle), arguments)
+    if arguments.json:
+        print(json.dumps(certificate.plain(made), indent=2))
+    return _status(made)
+
+
+def _status(made: Sequence[Certificate]) -> int:
+    return 0 if all(each.verdict.outcome == "passed" for each in made) else 1
+
+
+def _verified(bundle: Bundle, arguments: argparse.Namespace) -> list[Certificate]:
+    """Verify, write each certificate as it is made, and show it."""
+    from engines.backends.base import Engine, Placement
+    from engines.conversion.verification import Verification, keep_volumes, verify
+    from engines.inference.cases import find_cases
+    from engines.inference.segmenter import device_of, usable_threads
+
+    cases = find_cases(arguments.volumes, len(bundle.channels))[: arguments.limit]
+    demand = Verification(
+        against=arguments.against,
+        engines=tuple(Engine.parse(text) for text in arguments.engine),
+        limits=certificate.Limits(arguments.dice, arguments.volume_percent),
+        placement=Placement(device_of(arguments.device), arguments.threads or usable_threads()),
+    )
+    made = []
+    for each in verify(bundle, cases, demand, _say):
+        certificate.add_record(arguments.out or certificate.certificates_path(bundle.folder), each)
+        made.append(each)
+        if not arguments.json:
+            _show_certificate(each, [case.name for case in cases])
+    if arguments.keep:
+        keep_volumes(bundle, cases)
+    return made
+
+
+def _show_certificate(made: Certificate, names: Sequence[str]) -> None:
+    key = made.key
+    print(f"{key.backend} {key.precision} ({key.library}, {key.device}) against {made.reference}")
+    print(f"  {'volume':24} {'label':24} {'Dice':>7} {'volume off':>10} {'voxels':>9} {'equal':>9}")
+    for name, volume in zip(names, made.volumes, strict=False):
+        equal = f"{100 * volume.equal_voxels:8.4f} %"
+        for each in volume.labels:
+            figures = f"{each.dice:7.4f} {each.volume_percent:8.2f} % {each.voxels:9d} {equal}"
+            remark = "; ".join(each.faults(made.limits)) if each.is_judged else "not judged: too small"
+            print(f"  {name:24} {each.name:24} {figures}  {remark}".rstrip())
+    if made.logits_error is not None:
+        print(f"  logits of the parity crops: off by at most {made.logits_error:.2g} standard deviations")
+    print(f"  {made.verdict.outcome}: {made.verdict.reason} (certificate {made.number})\n", flush=True)
 
 
 def _say(line: str) -> None:

@@ -116,7 +116,7 @@ def _set_up(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     models.add_argument("name", nargs="?", metavar="NAME", help="show this one only, with its card")
     models.add_argument(
-        "--test", action="store_true", help="try each backend on each model: is its answer the stored one?"
+        "--test", action="store_true", help="try each engine on each model: is its answer the stored one, and how fast?"
     )
     _command(commands, "version", "setup:version", "Print the version.", "hilum version --json")
 

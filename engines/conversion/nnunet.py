@@ -1,14 +1,11 @@
-"""An nnU-Net v2 results folder made into a bundle. Its checkpoints are pickles: read with an allow-list, never run."""
+"""Results folders of nnU-Net v2 made into a bundle: one configuration, a cascade, or an ensemble of several."""
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,6 +15,9 @@ from scipy import ndimage
 
 from engines.backends.base import Placement
 from engines.backends.torch import TorchBackend
+from engines.conversion.checkpoint import Checkpoint, read_checkpoints
+from engines.conversion.json_file import read_json
+from engines.conversion.postprocessing import find_postprocessing, read_postprocessing
 from engines.errors import BundleError
 from engines.inference.postprocessing import KeepLargest
 from engines.model.bundle import (
@@ -27,62 +27,11 @@ from engines.model.bundle import (
     MemberContents,
     ParityCrop,
     Storage,
-    check_weights,
     stored_tensors,
     write_bundle,
 )
-from engines.model.network import tensors
-from engines.model.plan import Labels, Plan, read_labels, read_plan
-
-TRAINERS = frozenset(
-    {
-        "nnUNetTrainer",
-        "nnUNetTrainerAdam",
-        "nnUNetTrainerAdam1en3",
-        "nnUNetTrainerAdam3en4",
-        "nnUNetTrainerAdan",
-        "nnUNetTrainerAdan1en1",
-        "nnUNetTrainerAdan1en3",
-        "nnUNetTrainerAdan3en4",
-        "nnUNetTrainerAdanCosAnneal",
-        "nnUNetTrainerBenchmark_5epochs",
-        "nnUNetTrainerBenchmark_5epochs_noDataLoading",
-        "nnUNetTrainerCELoss",
-        "nnUNetTrainerCELoss_5epochs",
-        "nnUNetTrainerCosAnneal",
-        "nnUNetTrainerDA5",
-        "nnUNetTrainerDA5Segord0",
-        "nnUNetTrainerDA5_10epochs",
-        "nnUNetTrainerDA5ord0",
-        "nnUNetTrainerDiceCELoss_noSmooth",
-        "nnUNetTrainerDiceLoss",
-        "nnUNetTrainerDiceTopK10Loss",
-        "nnUNetTrainerNoDA",
-        "nnUNetTrainerNoDeepSupervision",
-        "nnUNetTrainerNoMirroring",
-        "nnUNetTrainerTopk10Loss",
-        "nnUNetTrainerTopk10LossLS01",
-        "nnUNetTrainerVanillaAdam",
-        "nnUNetTrainerVanillaAdam1en3",
-        "nnUNetTrainerVanillaAdam3en4",
-        "nnUNetTrainer_DASegOrd0",
-        "nnUNetTrainer_DASegOrd0_NoMirroring",
-        "nnUNetTrainer_noDummy2DDA",
-        "nnUNetTrainer_onlyMirror01",
-        "nnUNetTrainer_onlyMirror01_1500ep",
-        "nnUNetTrainer_onlyMirror01_DA5",
-        "nnUNetTrainer_onlyMirror01_DASegOrd0",
-        "nnUNetTrainer_probabilisticOversampling",
-        "nnUNetTrainer_probabilisticOversampling_010",
-        "nnUNetTrainer_probabilisticOversampling_033",
-        "nnUNetTrainer_warmup",
-        *(f"nnUNetTrainer_{n}epoch{'s' if n > 1 else ''}" for n in (1, 5, 10, 20, 50, 100, 250, 500, 750)),
-        *(f"nnUNetTrainer_{n}epochs" for n in (2000, 4000, 8000)),
-        *(f"nnUNetTrainer_{n}epochs_NoMirroring" for n in (250, 2000, 4000, 8000)),
-        "BudgetTrainer",
-    }
-)
-"""Trainers that leave the plan's network as it is: nnunetv2's own, and that of `engines.training`."""
+from engines.model.dataset import Labels, read_labels
+from engines.model.plan import Plan, read_plan, read_previous_stage
 
 ANY_ORIENTATION = "any"
 """The word for a network that takes images as they lie; in the bundle, no axis codes."""
@@ -97,113 +46,261 @@ _ORIENTATION_LACKS = (
 _PARITY_LOGITS = 131_072
 """Values kept of the parity crop's answer: half a megabyte."""
 
-# The other names that nnU-Net's checkpoints give to the same tensors, and heads that only training uses.
-_DUPLICATE = re.compile(r"(^|\.)all_modules\.\d+\.|^decoder\.encoder\.|^decoder\.seg_layers\.\d+\.(weight|bias)$")
+
+@dataclass(frozen=True)
+class Description:
+    """What no results folder says of its model, so that a person must."""
+
+    name: str
+    version: str
+    modalities: Sequence[str]
+    card: Path
+    """The model card, a Markdown file."""
+    orientation: str | None = None
+    """Axis codes of the arrays that the network was trained on, as `Grid.axis_codes` gives them; `ANY_ORIENTATION` for
+    a network trained on images that lie in all ways. May be left out only where the plan's reader turns every image,
+    and so decides it: any other network told nothing would mistake left for right without a word."""
+    label_names: Mapping[int, str] = field(default_factory=dict)
+    """Other names for labels than dataset.json has."""
+    unreported: Sequence[int | str] = ()
+    """Labels, by number or name, that results shall not mention."""
+    limits: Limits = field(default_factory=Limits)
+    intended_use: str = ""
+    licence: str = ""
+    training_data: str = ""
+    evaluation: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class _Checkpoint:
-    fold: str
-    trainer: str
-    configuration: str
-    mirroring_axes: tuple[int, ...]
-    weights: Mapping[str, NDArray[np.float32]]
+class Selection:
+    """What of the results folders is taken, and how."""
+
+    configuration: str | None = None
+    """Of a data set's folder that holds several."""
+    previous_stage: Path | None = None
+    """Results folder of a cascade's first network; None: the one beside the second's, by nnU-Net's naming."""
+    folds: Sequence[str | int] | None = None
+    """The folds to take as an ensemble; None: all that there are."""
+    checkpoint: str = "checkpoint_final.pth"
+    storage: Storage = "float16"
+    mirroring: bool = False
+    """Average over flips as nnU-Net does by default: 2, 4 or 8 times slower."""
+    further_trainers: Sequence[str] = ()
+    """Trainers that keep the plan's network, beside `TRAINERS`."""
+    postprocessing: Path | None = None
+    """Another postprocessing.json than that of the results folder: nnU-Net's of an ensemble lies elsewhere."""
+    without_postprocessing: bool = False
+    """Leave out what nnU-Net's cross-validation found to help."""
 
 
-def import_results_folder(
-    results: Path,
-    out: Path,
-    *,
-    name: str,
-    version: str,
-    modalities: Sequence[str],
-    card: Path,
-    orientation: str | None = None,
-    folds: Sequence[str | int] | None = None,
-    checkpoint: str = "checkpoint_final.pth",
-    storage: Storage = "float16",
-    mirroring: bool = False,
-    further_trainers: Sequence[str] = (),
-    without_postprocessing: bool = False,
-    unreported: Sequence[int | str] = (),
-    limits: Limits | None = None,
-    intended_use: str = "",
-    licence: str = "",
-    training_data: str = "",
-    evaluation: Mapping[str, float] = MappingProxyType({}),
+@dataclass(frozen=True)
+class _Source:
+    """One results folder, read."""
+
+    folder: Path
+    labels: Labels
+    plan: Plan
+    checkpoints: Sequence[Checkpoint]
+    previous_stage: str | None
+    """The configuration whose labels this one sees."""
+
+
+def import_results_folders(
+    folders: Sequence[Path], out: Path, description: Description, selection: Selection | None = None
 ) -> Bundle:
-    """Make a bundle from a results folder (plans.json, dataset.json, fold_x/checkpoint) of nnU-Net v2.
+    """Make a bundle from results folders (plans.json, dataset.json, fold_x/checkpoint) of nnU-Net v2.
 
     Parameters
     ----------
-    results
-        The folder named `TRAINER__PLANS__CONFIGURATION`.
+    folders
+        Each named `TRAINER__PLANS__CONFIGURATION`, or a data set's folder that holds such. Several are an ensemble,
+        whose probabilities are averaged. The second network of a cascade brings its first with it.
     out
         The bundle's folder, which must not exist.
-    orientation
-        Axis codes of the arrays that the network was trained on, as `Grid.axis_codes` gives them; `ANY_ORIENTATION`
-        for a network trained on images that lie in all ways. May be left out only where the plan's reader turns every
-        image, and so decides it: any other network told nothing would mistake left for right without a word.
-    folds
-        Which folds to take as an ensemble; None: all that have the checkpoint.
-    without_postprocessing
-        Leave out what nnU-Net's cross-validation found to help (postprocessing.json, here or in crossval_results).
-    mirroring
-        Average over flips as nnU-Net does by default: 2, 4 or 8 times slower.
-    unreported
-        Labels, by number or name, that results shall not mention.
 
     Raises
     ------
     BundleError
         Where anything is missing, unknown, not taken or does not fit; the message names what and where.
     """
-    labels, plans = read_labels(_json(results / "dataset.json")), _json(results / "plans.json")
-    postprocessing = _read_postprocessing(results, labels, without_postprocessing)
-    taken = _read_checkpoints(results, folds, checkpoint, TRAINERS | set(further_trainers))
-    plan = read_plan(plans, taken[0].configuration, labels)
-    turned_to = _orientation(plan, orientation)
-    weights = {each.fold: _own_tensors(each, results / f"fold_{each.fold}" / checkpoint, plan) for each in taken}
-    stored = {fold: _rounded(tensors_of_fold, storage) for fold, tensors_of_fold in weights.items()}
+    selection = selection or Selection()
+    folders = [_results_folder(folder, selection.configuration) for folder in folders]
+    told = _read_json_files(folders[0])[0]
+    postprocessing = _postprocessing(folders, told, selection)
+    chains = [_chain(folder, selection) for folder in folders]
+    sources = [source for chain in chains for source in chain]
+    _check_one_case(sources)
+    orientation = _orientation([source.plan for source in sources], description.orientation)
+    labels = told.renamed(description.label_names)
     contents = Contents(
-        name=name,
-        version=version,
-        modalities=tuple(modalities),
+        name=description.name,
+        version=description.version,
+        modalities=tuple(description.modalities),
         labels=labels.names,
-        members=[
-            MemberContents(
-                name=plan.configuration,
-                plan=plan,
-                weights=weights,
-                parity=_parity_crop(plan, next(iter(stored.values()))),
-                source={each: (results / each).read_bytes() for each in ("plans.json", "dataset.json")},
-                mirroring_axes=taken[0].mirroring_axes if mirroring else (),
-            )
-        ],
-        card=_text(card),
-        storage=storage,
-        orientation=turned_to,
+        members=_members(chains, selection),
+        card=_text(description.card),
+        storage=selection.storage,
+        orientation=orientation,
         postprocessing=postprocessing,
-        unreported=tuple(_label(labels, each) for each in unreported),
-        limits=limits or Limits(),
-        intended_use=intended_use,
-        licence=licence,
-        training_data=training_data,
-        evaluation=evaluation,
+        unreported=tuple(_label(labels, each) for each in description.unreported),
+        limits=description.limits,
+        intended_use=description.intended_use,
+        licence=description.licence,
+        training_data=description.training_data,
+        evaluation=description.evaluation,
     )
     return write_bundle(out, contents)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _results_folder(folder: Path, configuration: str | None) -> Path:
+    """The folder itself, or the one that a data set's folder holds (as TotalSegmentator's task folders do)."""
+    inside = sorted(each.parent for each in folder.glob("*__*__*/plans.json"))
+    if (folder / "plans.json").is_file() or (folder / "dataset.json").is_file() or not inside:
+        return folder  # what it lacks is said where it is read
+    fitting = [each for each in inside if configuration in (None, each.name.rpartition("__")[2], each.name)]
+    if len(fitting) == 1:
+        return fitting[0]
+    known = ", ".join(each.name for each in inside)
+    raise BundleError(f"{folder}: holds {known}; name one, by its configuration or its whole name (--configuration)")
+
+
+def _chain(folder: Path, selection: Selection) -> list[_Source]:
+    """A results folder, after that of the first network where it is the second of a cascade."""
+    source = _read_source(folder, selection)
+    if selection.configuration not in (None, source.plan.configuration, folder.name):
+        raise BundleError(f"{folder}: is {source.plan.configuration}, not {selection.configuration} (--configuration)")
+    if source.previous_stage is None:
+        return [source]
+    first = _read_source(_previous_folder(source, selection), selection)
+    if first.plan.configuration != source.previous_stage or first.previous_stage is not None:
+        raise BundleError(
+            f"{first.folder}: is {first.plan.configuration}, but {folder.name} follows {source.previous_stage}"
+        )
+    return [first, source]
+
+
+def _previous_folder(source: _Source, selection: Selection) -> Path:
+    if selection.previous_stage is not None:
+        return _results_folder(selection.previous_stage, source.previous_stage)
+    trainer_and_plans = source.folder.resolve().name.rpartition("__")[0]
+    beside = source.folder.resolve().parent / f"{trainer_and_plans}__{source.previous_stage}"
+    if not beside.is_dir():
+        raise BundleError(
+            f"{source.folder}: the second network of a cascade, which needs its first, {source.previous_stage}; "
+            f"there is no {beside.name} beside it: copy it there, or name it (--previous-stage)"
+        )
+    return beside
+
+
+def _read_source(folder: Path, selection: Selection) -> _Source:
+    labels, plans = _read_json_files(folder)
+    taken = read_checkpoints(folder, selection.folds, selection.checkpoint, selection.further_trainers)
+    configuration = taken[0].configuration
     try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}: not a results folder of nnU-Net v2, or half copied") from error
-    except ValueError as error:
-        raise BundleError(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise BundleError(f"{path}: holds no JSON object")
-    return content
+        plan, earlier = read_plan(plans, configuration, labels), read_previous_stage(plans, configuration)
+    except BundleError as error:
+        raise BundleError(f"{folder}: {error}") from error
+    return _Source(folder, labels, plan, taken, earlier)
+
+
+def _read_json_files(folder: Path) -> tuple[Labels, dict[str, Any]]:
+    dataset, plans = read_json(folder / "dataset.json"), read_json(folder / "plans.json")
+    try:
+        return read_labels(dataset), plans
+    except BundleError as error:
+        raise BundleError(f"{folder}: {error}") from error
+
+
+def _check_one_case(sources: Sequence[_Source]) -> None:
+    """All networks of a bundle see one case, in one order of axes, and give the same labels."""
+    first = sources[0]
+    for other in sources[1:]:
+        for what, one, another in (
+            ("labels", first.labels.names, other.labels.names),
+            ("regions", first.labels.regions, other.labels.regions),
+            ("channels", first.labels.channels, other.labels.channels),
+            ("transpose_forward", first.plan.transpose_forward, other.plan.transpose_forward),
+        ):
+            if one != another:
+                raise BundleError(
+                    f"{first.folder} and {other.folder}: {what} differ: {_plain(one)} and {_plain(another)}"
+                )
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {each}" for key, each in value.items())
+    return str(value)
+
+
+def _members(chains: Sequence[Sequence[_Source]], selection: Selection) -> list[MemberContents]:
+    """The networks in the order of computation, each under a name of its own."""
+    members: list[MemberContents] = []
+    for chain in chains:
+        earlier = None
+        for source in chain:
+            taken = [member.name for member in members]
+            members.append(_member(source, _free_name(source.plan.configuration, taken), earlier, selection))
+            earlier = members[-1].name
+    return members
+
+
+def _free_name(configuration: str, taken: Sequence[str]) -> str:
+    """The configuration, with a number behind it where another member has that name."""
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", configuration)[:56]
+    number, name = 1, plain
+    while name in taken:
+        number += 1
+        name = f"{plain}-{number}"
+    return name
+
+
+def _member(source: _Source, name: str, previous_stage: str | None, selection: Selection) -> MemberContents:
+    weights = {each.fold: each.own_tensors(source.plan) for each in source.checkpoints}
+    first = next(iter(weights.values()))
+    return MemberContents(
+        name=name,
+        plan=source.plan,
+        weights=weights,
+        parity=_parity_crop(source.plan, _rounded(first, selection.storage)),
+        source={each: (source.folder / each).read_bytes() for each in ("plans.json", "dataset.json")},
+        mirroring_axes=source.checkpoints[0].mirroring_axes if selection.mirroring else (),
+        previous_stage=previous_stage,
+    )
+
+
+def _postprocessing(folders: Sequence[Path], labels: Labels, selection: Selection) -> tuple[KeepLargest, ...]:
+    """One configuration's own, or the one that is named: each configuration's own was not found for an ensemble."""
+    if selection.without_postprocessing:
+        return ()
+    if selection.postprocessing is not None:
+        return read_postprocessing(selection.postprocessing, labels)
+    found = {folder: find_postprocessing(folder, labels) for folder in folders}
+    if len(folders) > 1 and any(found.values()):
+        told = ", ".join(str(folder) for folder, steps in found.items() if steps)
+        raise BundleError(
+            f"{told}: a postprocessing that was found for one configuration alone; name the ensemble's own "
+            "(--postprocessing ensembles/ensemble_.../postprocessing.json), or leave it out (--without-postprocessing)"
+        )
+    return found[folders[0]]
+
+
+def _orientation(plans: Sequence[Plan], told: str | None) -> str | None:
+    decided = {_orientation_of(plan, told) for plan in plans}
+    if len(decided) > 1:
+        readers = ", ".join(sorted({plan.reader for plan in plans}))
+        raise BundleError(f"orientation: the readers {readers} turn images to different frames; tell SAR for all")
+    return decided.pop()
+
+
+def _orientation_of(plan: Plan, told: str | None) -> str | None:
+    if not plan.reader.endswith("WithReorient"):
+        if told is None:
+            raise BundleError(_ORIENTATION_LACKS.format(reader=plan.reader or "(none named)"))
+        return None if told == ANY_ORIENTATION else told
+    if told not in (None, _REORIENTED):
+        raise BundleError(f"orientation {told}: the plan's reader {plan.reader} turns every image to {_REORIENTED}")
+    return _REORIENTED
 
 
 def _text(path: Path) -> str:
@@ -215,126 +312,11 @@ def _text(path: Path) -> str:
         raise BundleError(f"{path}: a model card is UTF-8 text") from error
 
 
-def _orientation(plan: Plan, told: str | None) -> str | None:
-    if not plan.reader.endswith("WithReorient"):
-        if told is None:
-            raise BundleError(_ORIENTATION_LACKS.format(reader=plan.reader or "(none named)"))
-        return None if told == ANY_ORIENTATION else told
-    if told not in (None, _REORIENTED):
-        raise BundleError(f"orientation {told}: the plan's reader {plan.reader} turns every image to {_REORIENTED}")
-    return _REORIENTED
-
-
 def _label(labels: Labels, label: int | str) -> int:
     for number, name in labels.names.items():
-        if label in (number, name):
+        if label in (number, str(number), name):
             return number
     raise BundleError(f"unreported: {label!r} is no label of the model; known: {', '.join(labels.names.values())}")
-
-
-def _read_postprocessing(results: Path, labels: Labels, without: bool) -> tuple[KeepLargest, ...]:
-    """nnU-Net decides it in cross-validation and leaves it beside the folds, as JSON and as a pickle."""
-    if without:
-        return ()
-    found: dict[Path, tuple[KeepLargest, ...]] = {}
-    for folder in (results, *sorted(results.glob("crossval_results*"))):
-        written, pickled = folder / "postprocessing.json", folder / "postprocessing.pkl"
-        if written.is_file():
-            found[written] = _postprocessing_steps(written, _json(written), labels)
-        elif pickled.is_file():
-            raise BundleError(f"{pickled}: a pickle, which is never read; write postprocessing.json beside it, {_MEND}")
-    if len(set(found.values())) > 1:
-        raise BundleError(f"{' and '.join(str(path) for path in found)} differ; remove one of them, {_MEND}")
-    return next(iter(found.values()), ())
-
-
-_MEND = "or import without it (--without-postprocessing) where its effect is not wanted"
-
-
-def _postprocessing_steps(path: Path, content: Mapping[str, Any], labels: Labels) -> tuple[KeepLargest, ...]:
-    functions, arguments = content.get("postprocessing_fns"), content.get("postprocessing_kwargs", [])
-    if not isinstance(functions, list) or not isinstance(arguments, list) or len(functions) != len(arguments):
-        raise BundleError(f"{path}: postprocessing_fns and postprocessing_kwargs must be lists of one length, {_MEND}")
-    steps: list[KeepLargest] = []
-    for function, named in zip(functions, arguments, strict=True):
-        if function != _KEEP_LARGEST or not isinstance(named, Mapping) or set(named) != {"labels_or_regions"}:
-            raise BundleError(f"{path}: {function} with {named} is not known; known: {_KEEP_LARGEST}, {_MEND}")
-        steps.append(tuple(_flat(named["labels_or_regions"])))
-        unknown = [label for label in steps[-1] if label not in labels.names]
-        if unknown or not steps[-1]:
-            raise BundleError(f"{path}: labels_or_regions: {named['labels_or_regions']} are not labels of the model")
-    return tuple(steps)
-
-
-_KEEP_LARGEST = "remove_all_but_largest_component_from_segmentation"
-
-
-def _flat(labels_or_regions: Any) -> Iterator[Any]:
-    """nnU-Net takes the union of a label, a list of labels, or a list of regions, which are lists of labels."""
-    if isinstance(labels_or_regions, list):
-        for each in labels_or_regions:
-            yield from _flat(each)
-    else:
-        yield labels_or_regions
-
-
-def _read_checkpoints(
-    results: Path, folds: Sequence[str | int] | None, file: str, trainers: frozenset[str] | set[str]
-) -> list[_Checkpoint]:
-    found = sorted(path.parent.name.removeprefix("fold_") for path in results.glob(f"fold_*/{file}"))
-    names = found if folds is None else [str(fold) for fold in folds]
-    if not names:
-        raise BundleError(f"{results}: no fold_x/{file} in it; --checkpoint names another file")
-    taken = [_read_checkpoint(results / f"fold_{name}" / file, name, trainers) for name in names]
-    for other in taken[1:]:
-        if replace(other, fold="", weights={}) != replace(taken[0], fold="", weights={}):
-            raise BundleError(f"{results}: folds {taken[0].fold} and {other.fold} differ in trainer or configuration")
-    return taken
-
-
-def _read_checkpoint(path: Path, fold: str, trainers: frozenset[str] | set[str]) -> _Checkpoint:
-    content = _unpickle_safely(path)
-    try:
-        trainer, weights = str(content["trainer_name"]), content["network_weights"]
-        configuration = str(content["init_args"]["configuration"])
-        axes = tuple(int(axis) for axis in content.get("inference_allowed_mirroring_axes") or ())
-        arrays = {str(key): tensor.detach().to(torch.float32).numpy() for key, tensor in weights.items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path}: not a checkpoint of nnU-Net v2: {error!r}") from error
-    if trainer not in trainers:
-        raise BundleError(
-            f"{path}: trainer {trainer} is not known to keep the plan's network; if it does, name it (--trainer)"
-        )
-    return _Checkpoint(fold, trainer, configuration, axes, arrays)
-
-
-def _unpickle_safely(path: Path) -> Mapping[str, Any]:
-    """Torch's restricted unpickler, with the numpy scalars that nnU-Net logs and nothing else (SEC-10)."""
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]  # numpy has no public name for it
-    dtypes = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
-    older_name = (scalar, "numpy.core.multiarray.scalar")
-    try:
-        with torch.serialization.safe_globals([scalar, older_name, np.dtype, *dtypes]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        wanted = f"asks to run {asked[1]}" if asked else "is not a plain checkpoint"
-        raise BundleError(f"{path}: refused: it {wanted}, which no checkpoint of nnU-Net needs") from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise BundleError(f"{path}: not a checkpoint, or cut short: {type(error).__name__}") from error
-    if not isinstance(content, Mapping):
-        raise BundleError(f"{path}: not a checkpoint of nnU-Net v2")
-    return content
-
-
-def _own_tensors(checkpoint: _Checkpoint, path: Path, plan: Plan) -> dict[str, NDArray[np.float32]]:
-    """Each tensor of the plan's network once, without second names and without deep supervision."""
-    needed = tensors(plan.architecture, plan.inputs, plan.outputs)
-    kept = {key: array for key, array in checkpoint.weights.items() if key in needed or not _DUPLICATE.search(key)}
-    check_weights(str(path), {key: array.shape for key, array in kept.items()}, plan)
-    return {key: kept[key] for key in needed}
 
 
 def _rounded(weights: Mapping[str, NDArray[np.float32]], storage: Storage) -> dict[str, NDArray[np.float32]]:
@@ -344,9 +326,7 @@ def _rounded(weights: Mapping[str, NDArray[np.float32]], storage: Storage) -> di
 
 def _parity_crop(plan: Plan, weights: Mapping[str, NDArray[np.float32]]) -> ParityCrop:
     """A smooth random patch and the reference backend's answer: no patient's image goes into a bundle."""
-    noise = np.random.default_rng(0).standard_normal((len(plan.channels), *plan.patch_size))
-    smooth = ndimage.gaussian_filter(noise, (0, *(2.0,) * len(plan.patch_size)))
-    image = (np.round(smooth / smooth.std() * 64) / 64).astype(np.float32)
+    image = np.concatenate(list(_parity_channels(plan))).astype(np.float32)
     step = 1
     while plan.outputs * int(np.prod([-(-size // step) for size in plan.patch_size])) > _PARITY_LOGITS:
         step += 1
@@ -355,3 +335,15 @@ def _parity_crop(plan: Plan, weights: Mapping[str, NDArray[np.float32]]) -> Pari
     network.close()
     sampled = logits[(slice(None), *(slice(None, None, step),) * len(plan.patch_size))]
     return ParityCrop(image, np.ascontiguousarray(sampled), step)
+
+
+def _parity_channels(plan: Plan) -> Iterator[NDArray[np.float64]]:
+    """Smooth noise for each image; below it, for the second network of a cascade, labels of the first."""
+    source = np.random.default_rng(0)
+    sigma = (0, *(2.0,) * len(plan.patch_size))
+    smooth = ndimage.gaussian_filter(source.standard_normal((len(plan.channels), *plan.patch_size)), sigma)
+    yield np.round(smooth / smooth.std() * 64) / 64
+    if plan.previous_labels:
+        noise = source.standard_normal((len(plan.previous_labels) + 1, *plan.patch_size))
+        largest = ndimage.gaussian_filter(noise, sigma).argmax(axis=0)
+        yield np.stack([largest == index for index in range(1, len(noise))]).astype(np.float64)

@@ -10,12 +10,11 @@ from statistics import fmean
 import numpy as np
 
 from engines.errors import UnsuitableVolume
+from engines.inference.cases import ENDINGS
 from engines.inference.segmenter import Segmenter
 from engines.measures import dice, label_volumes_ml, volume_agreement
 from engines.nifti import read_label_map, read_volume
 from engines.volume import LabelMap
-
-_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def pair_cases(images: Path, labels: Path) -> tuple[LabelledCase, ...]:
     """
     cases = []
     for label in sorted(labels.iterdir()) if labels.is_dir() else []:
-        ending = next((e for e in _ENDINGS if label.name.endswith(e)), None)
+        ending = next((e for e in ENDINGS if label.name.endswith(e)), None)
         if ending is None or label.name.startswith("."):
             continue
         name = label.name.removesuffix(ending)

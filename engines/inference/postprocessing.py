@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from engines.preprocessing.labels import LabelArray
+from engines.inference.labelling import LabelArray
 
 KeepLargest = tuple[int, ...]
 """Labels that are taken together: all pieces of their union but the largest become background."""

@@ -1,41 +1,90 @@
-"""nnU-Net's sliding window: the same windows, the same Gaussian, sums in float32."""
+"""nnU-Net's sliding window: the same windows, the same Gaussian, sums in a ring of as many planes as a patch has.
+
+Windows come in the order of the first axis, so a plane is final as soon as the last window that touches it is added.
+It is handed on and its place in the ring is used again: memory does not grow with the length of the scan.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations, product
+from itertools import combinations, islice, product
+from typing import Protocol
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-from engines.errors import OutOfDeviceMemory, UnsuitableVolume
+from engines.errors import OutOfDeviceMemory
 
 STEP = 0.5
 """Distance of two windows, in patches."""
 _PEAK = 10.0
 """Of the Gaussian; nnU-Net chose it so that float16 sums hold."""
+_SLICES = 16
+"""Slices whose windows are handed to a network of single slices at once."""
 
-Network = Callable[[torch.Tensor], torch.Tensor]
-"""Logits (B, outputs, *patch) of patches (B, C, *patch), float32, on the CPU."""
-Window = tuple[slice | int, ...]
+Window = tuple[slice, slice, slice]
+
+
+class Network(Protocol):
+    """What is moved over the image: `engines.backends.base.Backend`."""
+
+    def answers(self, patches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The answer to each patch, in order."""
+        ...
 
 
 @dataclass(frozen=True)
 class Windowing:
-    """How a network is moved over an image."""
+    """How networks are moved over an image."""
 
     patch: tuple[int, ...]
     """Three numbers, or two for a network of single slices."""
-    outputs: int
+    channels: int
+    """Maps in an answer of one network."""
     mirroring_axes: tuple[int, ...] = ()
     """Axes of the patch over whose flips the answer is averaged."""
-    batch: int = 1
-    """Windows in each call of the network."""
     sums: torch.dtype = torch.float32
-    """float16 is nnU-Net's own choice, kept for the parity tests."""
+    """float16 is nnU-Net's own choice."""
+    side_by_side: bool = False
+    """Whether each network has sums of its own, as features of several folds must; else their answers are added."""
+    device: str = "cpu"
+    """Where the sums lie."""
+
+    @property
+    def patch_3d(self) -> tuple[int, int, int]:
+        """A network of single slices has patches of one slice."""
+        d, h, w = (1, *self.patch)[-3:]
+        return d, h, w
+
+    @property
+    def open_planes(self) -> int:
+        """Planes of sums that are open at once, in an image that has so many."""
+        return _SLICES if len(self.patch) == 2 else self.patch[0]
+
+    @property
+    def flips(self) -> list[list[int]]:
+        """Every combination of flipped axes, none first, as axes of (K, *patch)."""
+        axes = self.mirroring_axes
+        return [[a + 1 for a in chosen] for size in range(len(axes) + 1) for chosen in combinations(axes, size)]
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """One plane of sums that no further window will touch. Valid until the next but one is asked for.
+
+    Attributes
+    ----------
+    sums
+        (K, H, W), float32 or float16: answers, each voxel by its weight; K maps, or K of each network side by side.
+    weights
+        (H, W), of the same type: by what to divide.
+    """
+
+    sums: torch.Tensor
+    weights: torch.Tensor
 
 
 def window_starts(size: int, patch: int) -> list[int]:
@@ -46,14 +95,10 @@ def window_starts(size: int, patch: int) -> list[int]:
 
 def windows(shape: Sequence[int], patch: Sequence[int]) -> list[Window]:
     """All windows of an image of at least the patch's size, first axis outermost; a 2D patch meets each slice alone."""
-    starts = [window_starts(n, p) for n, p in zip(shape[-len(patch) :], patch, strict=True)]
-    planes = [range(n) for n in shape[: len(shape) - len(patch)]]
-    placed: list[Window] = []
-    for place in product(*planes, *starts):
-        corner = place[len(planes) :]
-        spans = (slice(at, at + size) for at, size in zip(corner, patch, strict=True))
-        placed.append((*place[: len(planes)], *spans))
-    return placed
+    depth, height, width = (1, *patch)[-3:]
+    first = range(shape[0]) if len(patch) == 2 else window_starts(shape[0], depth)
+    corners = product(first, window_starts(shape[1], height), window_starts(shape[2], width))
+    return [(slice(z, z + depth), slice(y, y + height), slice(x, x + width)) for z, y, x in corners]
 
 
 @lru_cache(maxsize=4)
@@ -69,50 +114,152 @@ def gaussian(patch: tuple[int, ...]) -> torch.Tensor:
     return weights
 
 
-def predict(
+def planes(
     image: torch.Tensor,
     networks: Sequence[Network],
     windowing: Windowing,
     progress: Callable[[float], None] | None = None,
-) -> torch.Tensor:
-    """Logits of a whole image.
+) -> Iterator[Plane]:
+    """The answers of a whole image, plane by plane along its first axis.
 
     Parameters
     ----------
     image
-        float32, (C, D, H, W), normalised units.
+        float32, (C, D, H, W), normalised units; on the processor or on the device of the sums.
     networks
-        One for each fold; their answers are averaged.
+        One for each fold.
     progress
         Told the share of windows done, 0 to 1.
 
-    Returns
-    -------
-    float32, (outputs, D, H, W), rounded to what float16 holds, as nnU-Net stores logits.
+    Yields
+    ------
+    D planes of H x W, in order.
 
     Raises
     ------
     OutOfDeviceMemory
         Where the sums have no room in memory.
-    UnsuitableVolume
-        Where the network's answer is not finite.
     """
     padded, inner = _pad(image, windowing.patch)
     placed = windows(padded.shape[1:], windowing.patch)
-    sums, weight_sums = _allocate(windowing, padded.shape[1:])
-    weights = gaussian(windowing.patch)
+    groups = _groups(placed, padded.shape[1], windowing)
+    ring = _Ring.empty(windowing, len(networks), padded.shape[1:])
+    # One network is fed without a pause; several take turns, group by group, and share the ring.
+    whole = networks[0].answers(_patches(padded, placed, windowing)) if len(networks) == 1 else None
     done = 0
-    for group in _groups(placed, windowing.batch):
-        for window, logits in zip(group, _answers(padded, group, networks, windowing), strict=True):
-            if sums.dtype == torch.float32:
-                sums[(slice(None), *window)].addcmul_(logits, weights.float())
+    for group in groups:
+        ring.open(group.end)
+        for number, network in enumerate(networks):
+            answers = whole if whole is not None else network.answers(_patches(padded, group.windows, windowing))
+            for window in group.windows:
+                ring.add(window, _mean(answers, windowing), number)
+                done += 1
+                if progress is not None:
+                    progress(done / (len(placed) * len(networks)))
+        # A group's last plane is asked for beside the first of the next group, which takes its place in the ring.
+        for z in range(max(group.first, inner[0].start), min(group.final, inner[0].stop)):
+            yield ring.plane(z, inner, keep=z == group.final - 1)
+
+
+def window_count(shape: Sequence[int], patch: Sequence[int]) -> int:
+    """How many windows an image of (D, H, W) has, padded where it is smaller than the patch."""
+    sizes = [max(n, p) for n, p in zip(shape[-len(patch) :], patch, strict=True)]
+    counts = [len(window_starts(n, p)) for n, p in zip(sizes, patch, strict=True)]
+    return int(np.prod(counts)) * (shape[0] if len(patch) == 2 else 1)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Windows that are computed before their planes are handed on."""
+
+    windows: Sequence[Window]
+    first: int
+    """The first plane that is final with this group."""
+    final: int
+    """The first plane that is not yet."""
+    end: int
+    """Behind the last plane that the group touches."""
+
+
+def _groups(placed: Sequence[Window], depth: int, windowing: Windowing) -> list[_Group]:
+    """Windows by their first plane, or those of several slices where each slice stands alone."""
+    by_start: dict[int, list[Window]] = {}
+    for window in placed:
+        start = window[0].start // _SLICES * _SLICES if len(windowing.patch) == 2 else window[0].start
+        by_start.setdefault(start, []).append(window)
+    starts = [*by_start, depth]
+    return [
+        _Group(group, start, following, max(window[0].stop for window in group))
+        for (start, group), following in zip(by_start.items(), starts[1:], strict=True)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Ring:
+    """Sums of as many planes as are open at once; plane z lies in slot z % depth.
+
+    Attributes
+    ----------
+    sums
+        (R, networks, K, H, W).
+    weights
+        (R, H, W).
+    """
+
+    sums: torch.Tensor
+    weights: torch.Tensor
+    bell: torch.Tensor
+    opened: list[int]
+    """One number: behind the last plane that was opened."""
+
+    @classmethod
+    def empty(cls, windowing: Windowing, networks: int, shape: Sequence[int]) -> _Ring:
+        _, height, width = shape
+        depth = min(windowing.open_planes, shape[0])
+        own = networks if windowing.side_by_side else 1
+        place = {"dtype": windowing.sums, "device": windowing.device}
+        try:
+            sums = torch.zeros((depth, own, windowing.channels, height, width), **place)  # type: ignore[call-overload]
+            weights = torch.zeros((depth, height, width), **place)  # type: ignore[call-overload]
+        except RuntimeError as error:  # torch's allocator for the CPU has no class of its own
+            size = depth * own * windowing.channels * height * width * windowing.sums.itemsize / 2**30
+            raise OutOfDeviceMemory(f"no room for sums of {size:.1f} GiB on {windowing.device}") from error
+        # Float16 sums are nnU-Net's: it multiplies by its float16 Gaussian. Float32 sums want no conversion each time.
+        bell = gaussian(windowing.patch).reshape(windowing.patch_3d).to(windowing.device)
+        return cls(sums, weights, bell if windowing.sums == torch.float16 else bell.float(), [0])
+
+    def open(self, end: int) -> None:
+        """Clear the slots of the planes before `end` that were not open yet."""
+        for z in range(self.opened[0], end):
+            self.sums[z % len(self.sums)].zero_()
+            self.weights[z % len(self.sums)].zero_()
+        self.opened[0] = max(self.opened[0], end)
+
+    def add(self, window: Window, answer: torch.Tensor, number: int) -> None:
+        """Add a network's answer, (K, *patch), by the Gaussian."""
+        place, own = answer.reshape(answer.shape[0], *self.bell.shape).transpose(0, 1), number % self.sums.shape[1]
+        for part, slots in self._slots(window[0]):
+            where = self.sums[slots, own, :, window[1], window[2]]
+            if self.sums.dtype == torch.float32:
+                where.addcmul_(place[part], self.bell[part, None])
             else:
-                sums[(slice(None), *window)] += logits * weights
-            weight_sums[window] += weights
-        done += len(group)
-        if progress is not None:
-            progress(done / len(placed))
-    return _finish(sums, weight_sums, inner)
+                where += place[part] * self.bell[part, None]
+            if number == 0 or self.sums.shape[1] == 1:
+                self.weights[slots, window[1], window[2]] += self.bell[part]
+
+    def plane(self, z: int, inner: Sequence[slice], *, keep: bool) -> Plane:
+        """A final plane without the padding; a copy where its place is needed before its reader is done."""
+        sums = self.sums[z % len(self.sums)].flatten(0, 1)[:, inner[1], inner[2]].contiguous()
+        weights = self.weights[z % len(self.sums)][inner[1], inner[2]].contiguous()
+        return Plane(sums.clone(), weights.clone()) if keep else Plane(sums, weights)
+
+    def _slots(self, depth: slice) -> Iterator[tuple[slice, slice]]:
+        """The parts of a window along the first axis, and where each lies in the ring: two where it runs over."""
+        size, begin = len(self.sums), depth.start % len(self.sums)
+        before = min(depth.stop - depth.start, size - begin)
+        yield slice(0, before), slice(begin, begin + before)
+        if before < depth.stop - depth.start:
+            yield slice(before, None), slice(0, depth.stop - depth.start - before)
 
 
 def _pad(image: torch.Tensor, patch: Sequence[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
@@ -123,55 +270,26 @@ def _pad(image: torch.Tensor, patch: Sequence[int]) -> tuple[torch.Tensor, tuple
     inner = tuple(slice(gap // 2, gap // 2 + n) for gap, n in zip(missing, sizes, strict=True))
     if not any(missing):
         return image, inner
-    padded = torch.zeros((image.shape[0], *(n + gap for n, gap in zip(sizes, missing, strict=True))))
+    shape = (image.shape[0], *(n + gap for n, gap in zip(sizes, missing, strict=True)))
+    padded = torch.zeros(shape, device=image.device)
     padded[(slice(None), *inner)] = image
     return padded, inner
 
 
-def _allocate(windowing: Windowing, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    try:
-        sums = torch.zeros((windowing.outputs, *shape), dtype=windowing.sums)
-        return sums, torch.zeros(tuple(shape), dtype=windowing.sums)
-    except RuntimeError as error:  # torch's allocator for the CPU has no class of its own
-        size = windowing.outputs * int(np.prod(shape)) * windowing.sums.itemsize / 2**30
-        raise OutOfDeviceMemory(
-            f"no room for sums of {size:.1f} GiB: {windowing.outputs} classes of {shape}"
-        ) from error
+def _patches(image: torch.Tensor, placed: Iterable[Window], windowing: Windowing) -> Iterator[torch.Tensor]:
+    """Every window, each flip of it in turn."""
+    for window in placed:
+        patch = image[(slice(None), *window)].reshape(image.shape[0], *windowing.patch)
+        for axes in windowing.flips:
+            yield patch.flip(axes) if axes else patch
 
 
-def _groups(placed: Sequence[Window], size: int) -> Iterator[Sequence[Window]]:
-    for first in range(0, len(placed), size):
-        yield placed[first : first + size]
-
-
-def _answers(
-    image: torch.Tensor, group: Sequence[Window], networks: Sequence[Network], windowing: Windowing
-) -> torch.Tensor:
-    """float32, (len(group), outputs, *patch): mean over folds and flips. A short last group is filled up."""
-    patches = torch.zeros((windowing.batch, image.shape[0], *windowing.patch))
-    for index, window in enumerate(group):
-        patches[index] = image[(slice(None), *window)]
-    total = torch.zeros((windowing.batch, windowing.outputs, *windowing.patch))
-    flips = _flips(windowing.mirroring_axes)
-    for network in networks:
-        for axes in flips:
-            total += network(patches.flip(axes)).flip(axes) if axes else network(patches)
-    count = len(networks) * len(flips)
-    return (total / count if count > 1 else total)[: len(group)]
-
-
-def _flips(axes: Sequence[int]) -> list[list[int]]:
-    """Every combination of flipped axes, none first, as axes of (B, C, *patch)."""
-    return [[a + 2 for a in chosen] for size in range(len(axes) + 1) for chosen in combinations(axes, size)]
-
-
-def _finish(sums: torch.Tensor, weight_sums: torch.Tensor, inner: Sequence[slice]) -> torch.Tensor:
-    """Sums over weights, in place and class by class, without the padding."""
-    for one_class in sums:
-        one_class.div_(weight_sums)
-        if not bool(torch.isfinite(one_class).all()):
-            raise UnsuitableVolume("the network's answer is not finite: the voxels are unlike those it was trained on")
-        one_class.copy_(one_class.half())
-        if not bool(torch.isfinite(one_class).all()):
-            raise UnsuitableVolume("the network's answer is beyond float16, in which nnU-Net keeps it")
-    return sums[(slice(None), *inner)].float().contiguous()
+def _mean(answers: Iterator[torch.Tensor], windowing: Windowing) -> torch.Tensor:
+    """The mean over the flips of one window."""
+    flips = windowing.flips
+    if len(flips) == 1:
+        return next(answers)
+    total = next(answers).clone()
+    for axes, answer in zip(flips[1:], islice(answers, len(flips) - 1), strict=True):
+        total += answer.flip(axes)
+    return total / len(flips)

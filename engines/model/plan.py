@@ -6,11 +6,13 @@ that is skipped could be one that changes the result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from engines.errors import BundleError
+from engines.model.dataset import Labels
 
 Normalization = Literal[
     "CTNormalization",
@@ -143,58 +145,6 @@ class Plan:
         return tuple(sorted(self.region_order)) if self.region_order else tuple(range(1, self.outputs))
 
 
-@dataclass(frozen=True)
-class Labels:
-    """What dataset.json says of channels and labels."""
-
-    names: Mapping[int, str] = field(default_factory=dict)
-    """Of every label that the network gives, background left out."""
-    channels: tuple[str, ...] = ()
-    ignore_label: int | None = None
-
-
-def read_labels(dataset: Mapping[str, Any]) -> Labels:
-    """Channels and labels of an nnU-Net dataset.json.
-
-    Raises
-    ------
-    BundleError
-        Where background is not 0, two labels share a number, numbers leave a gap, or a label is a region.
-    """
-    listed = dataset.get("labels")
-    channels = dataset.get("channel_names", dataset.get("modality"))
-    if not isinstance(listed, Mapping) or not isinstance(channels, Mapping):
-        raise BundleError("dataset.json: `labels` and `channel_names` must be there, as nnU-Net v2 writes them")
-    if dataset.get("regions_class_order") is not None:
-        raise BundleError("dataset.json: regions_class_order: region-based models are not taken yet")
-    numbers: dict[str, int] = {}
-    for name, value in listed.items():
-        if isinstance(value, list | tuple) or not _is_whole(value):
-            raise BundleError(
-                f"dataset.json: labels: {name}: {value!r} is not one whole number; regions are not taken yet"
-            )
-        numbers[name] = int(value)
-    ignore = numbers.pop("ignore", None)
-    _check_numbers(numbers, ignore)
-    names = {number: name for name, number in numbers.items() if number != 0}
-    return Labels(names, tuple(str(channels[key]) for key in sorted(channels, key=int)), ignore)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool) and str(value).isdigit()
-
-
-def _check_numbers(numbers: Mapping[str, int], ignore: int | None) -> None:
-    if numbers.get("background") != 0:
-        raise BundleError("dataset.json: labels: `background` must be there and be 0")
-    if sorted(numbers.values()) != list(range(len(numbers))):
-        raise BundleError(f"dataset.json: labels: {dict(numbers)}: numbers must run from 0 without gap or repetition")
-    if ignore is not None and ignore != len(numbers):
-        raise BundleError(f"dataset.json: labels: ignore: {ignore} must follow the last label, {len(numbers) - 1}")
-    if len(numbers) < 2:
-        raise BundleError("dataset.json: labels: there is none but background")
-
-
 def read_plan(plans: Mapping[str, Any], configuration: str, labels: Labels) -> Plan:
     """One configuration of an nnU-Net plans.json.
 
@@ -207,7 +157,6 @@ def read_plan(plans: Mapping[str, Any], configuration: str, labels: Labels) -> P
     settings = _resolve(plans, configuration)
     where = f"plans.json: configurations: {configuration}"
     _refuse_unknown(where, settings, _CONFIGURATION_KEYS)
-    _refuse_cascade(where, settings)
     _expect(where, settings.get("preprocessor_name"), ("DefaultPreprocessor",), "preprocessor_name")
     _expect("plans.json", plans.get("label_manager", "LabelManager"), ("LabelManager",), "label_manager")
     _expect("plans.json", plans.get("image_reader_writer"), _READERS, "image_reader_writer")
@@ -216,7 +165,9 @@ def read_plan(plans: Mapping[str, Any], configuration: str, labels: Labels) -> P
     if not len(patch) == len(spacing) == architecture.dimensions or len(patch) not in (2, 3):
         raise BundleError(f"{where}: patch_size {patch}, spacing {spacing} and kernels differ in dimensions")
     _check_patch(where, patch, architecture)
+    _check_reader(where, str(plans["image_reader_writer"]), patch)
     forward, backward = _transposes(plans)
+    cascaded = settings.get("previous_stage") is not None
     return Plan(
         dataset=str(plans.get("dataset_name", "")),
         configuration=configuration,
@@ -229,9 +180,24 @@ def read_plan(plans: Mapping[str, Any], configuration: str, labels: Labels) -> P
         resampling=_resampling(where, settings, "resampling_fn_data"),
         logit_resampling=_logit_resampling(where, settings),
         architecture=architecture,
-        outputs=len(labels.names) + 1,
+        outputs=labels.outputs,
         ignore_label=labels.ignore_label,
+        region_order=labels.region_order,
+        previous_labels=labels.foreground if cascaded else (),
+        label_resampling=_label_resampling(where, settings) if cascaded else None,
     )
+
+
+def read_previous_stage(plans: Mapping[str, Any], configuration: str) -> str | None:
+    """The configuration whose labels this one sees, where it is the second network of a cascade.
+
+    Raises
+    ------
+    BundleError
+        Where the configuration is not there.
+    """
+    earlier = _resolve(plans, configuration).get("previous_stage")
+    return None if earlier is None else str(earlier)
 
 
 def read_architecture(where: str, settings: Mapping[str, Any]) -> Architecture:
@@ -354,8 +320,9 @@ _ARCHITECTURE_KEYS = {
     "deep_supervision",
     "stem_channels",
 }
-_READERS = ("SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient")
-"""Readers of 3D files; those of pictures (NaturalImage2DIO, Tiff3DIO) carry no patient frame."""
+PICTURES = "NaturalImage2DIO"
+"""nnU-Net's reader of pictures, which know no millimetres: to it, every pixel is 1 wide and every slice 999 thick."""
+_READERS = ("SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient", "Tiff3DIO", PICTURES)
 
 # Keyword arguments that change nothing in inference are allowed beside those that are kept.
 _RESAMPLING_KEYS: dict[ResamplingFunction, set[str]] = {
@@ -376,11 +343,6 @@ def _resolve(plans: Mapping[str, Any], configuration: str, seen: tuple[str, ...]
     own = dict(configurations[configuration])
     parent = own.get("inherits_from")
     return own if parent is None else {**_resolve(plans, str(parent), (*seen, configuration)), **own}
-
-
-def _refuse_cascade(where: str, settings: Mapping[str, Any]) -> None:
-    if settings.get("previous_stage") is not None:
-        raise BundleError(f"{where}: previous_stage: {settings['previous_stage']}: cascades are not taken yet")
 
 
 def _refuse_unknown(where: str, given: Mapping[str, Any], known: set[str]) -> None:
@@ -456,6 +418,11 @@ def _check_patch(where: str, patch: Sequence[int], architecture: Architecture) -
         raise BundleError(f"{where}: kernel_sizes {architecture.kernels}: even kernels do not keep the size")
 
 
+def _check_reader(where: str, reader: str, patch: Sequence[int]) -> None:
+    if reader == PICTURES and len(patch) != 2:
+        raise BundleError(f"{where}: image_reader_writer: {PICTURES} reads single pictures, patch_size {patch} is 3D")
+
+
 def _transposes(plans: Mapping[str, Any]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     forward, backward = plans.get("transpose_forward"), plans.get("transpose_backward")
     if (
@@ -488,38 +455,38 @@ def _channels(
     schemes, masks = settings.get("normalization_schemes", []), settings.get("use_mask_for_norm", [])
     if not len(schemes) == len(masks) == len(names):
         raise BundleError(f"{where}: normalization_schemes and use_mask_for_norm do not fit {len(names)} channels")
-    if len(names) != 1:
-        raise BundleError(
-            f"dataset.json: channel_names: {len(names)} channels; models of several images are not taken yet"
-        )
     table = plans.get("foreground_intensity_properties_per_channel")
     table = plans.get("foreground_intensity_properties_by_modality") if table is None else table
     channels = []
     for index, (name, scheme, mask) in enumerate(zip(names, schemes, masks, strict=True)):
         _expect(where, scheme, get_args(Normalization), "normalization_schemes")
+        _expect(where, mask, (True, False), "use_mask_for_norm")
         statistics = (table or {}).get(str(index))
-        if statistics is None and scheme == "CTNormalization":
+        intensities = _intensities(statistics)
+        if intensities is None and scheme == "CTNormalization":
             raise BundleError(f"plans.json: foreground_intensity_properties_per_channel: nothing for channel {index}")
-        channels.append(Channel(name, scheme, bool(mask), _intensities(statistics)))
+        channels.append(Channel(name, scheme, bool(mask), intensities))
     return tuple(channels)
 
 
 def _intensities(statistics: Mapping[str, Any] | None) -> Intensities | None:
+    """None where there are none, or where training found no foreground to measure."""
     if statistics is None:
         return None
     try:
-        return Intensities(*(float(statistics[key]) for key in ("mean", "std", "percentile_00_5", "percentile_99_5")))
-    except KeyError as error:
-        raise BundleError(f"plans.json: foreground_intensity_properties_per_channel: {error} is missing") from error
+        values = [float(statistics[key]) for key in ("mean", "std", "percentile_00_5", "percentile_99_5")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"plans.json: foreground_intensity_properties_per_channel: {error!r}") from error
+    return Intensities(*values) if all(math.isfinite(value) for value in values) else None
 
 
-def _resampling(where: str, settings: Mapping[str, Any], key: str) -> Resampling:
+def _resampling(where: str, settings: Mapping[str, Any], key: str, of_labels: bool = False) -> Resampling:
     name, arguments = settings.get(key), settings.get(f"{key}_kwargs") or {}
     _expect(where, name, get_args(ResamplingFunction), key)
     function: ResamplingFunction = name  # type: ignore[assignment]  # one of the literals, just checked
     _refuse_unknown(f"{where}: {key}_kwargs", arguments, _RESAMPLING_KEYS[function])
-    if arguments.get("is_seg"):
-        raise BundleError(f"{where}: {key}_kwargs: is_seg: an image is not resampled as a segmentation")
+    if function != "no_resampling_hack":
+        _expect(f"{where}: {key}_kwargs", bool(arguments.get("is_seg")), (of_labels,), "is_seg")
     force = arguments.get("force_separate_z")
     if force not in (None, False, True):
         raise BundleError(f"{where}: {key}_kwargs: force_separate_z: {force!r} is not null, false or true")
@@ -538,4 +505,18 @@ def _logit_resampling(where: str, settings: Mapping[str, Any]) -> Resampling:
     resampling = _resampling(where, settings, key)
     if resampling.order > 1 or resampling.order_z > 1:
         raise BundleError(f"{where}: {key}_kwargs: the way back interpolates by order 0 or 1, not {resampling.order}")
+    return resampling
+
+
+def _label_resampling(where: str, settings: Mapping[str, Any]) -> Resampling:
+    """Of a cascade: as nnU-Net's planners choose it, each label interpolated linearly and the largest taken."""
+    key = "resampling_fn_seg"
+    resampling = _resampling(where, settings, key, of_labels=True)
+    if resampling.order > 1 or resampling.order_z > 0:
+        told = f"order {resampling.order} and order_z {resampling.order_z}"
+        raise BundleError(f"{where}: {key}_kwargs: labels are resampled by order 0 or 1 and order_z 0, not {told}")
+    if (settings.get(f"{key}_kwargs") or {}).get("memefficient_seg_resampling"):
+        raise BundleError(f"{where}: {key}_kwargs: memefficient_seg_resampling: true is not taken")
+    if (resampling.function == "no_resampling_hack") != (settings["resampling_fn_data"] == "no_resampling_hack"):
+        raise BundleError(f"{where}: {key}: image and labels must both be resampled, or neither")
     return resampling

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from engines.errors import BundleError, UnsuitableVolume
 from engines.model.plan import Channel
@@ -12,7 +11,7 @@ _LEAST = 1e-8
 """No division by less; nnU-Net's value for float32."""
 
 
-def normalize(image: NDArray[np.float32], channel: Channel, inside: NDArray[np.bool_] | None) -> None:
+def normalize(image: torch.Tensor, channel: Channel, inside: torch.Tensor | None) -> None:
     """Bring a channel to the units that the network was trained on, in place.
 
     Parameters
@@ -35,33 +34,32 @@ def normalize(image: NDArray[np.float32], channel: Channel, inside: NDArray[np.b
         case "ZScoreNormalization":
             _zscore(image, inside if channel.use_mask else None)
         case "RescaleTo01Normalization":
-            image -= image.min()
-            image /= max(float(image.max()), _LEAST)
+            image.sub_(image.min())
+            image.div_(max(float(image.max()), _LEAST))
         case "RGBTo01Normalization":
             if image.min() < 0 or image.max() > 255:
-                raise UnsuitableVolume(f"values from {image.min()} to {image.max()}; the model was made for 0 to 255")
-            image /= np.float32(255)
+                raise UnsuitableVolume(
+                    f"values from {image.min():g} to {image.max():g}; the model was made for 0 to 255"
+                )
+            image.div_(255)
         case "NoNormalization":
             pass
 
 
-def _ct(image: NDArray[np.float32], channel: Channel) -> None:
+def _ct(image: torch.Tensor, channel: Channel) -> None:
     """Clip to the training foreground's percentiles, then scale by its mean and deviation."""
     known = channel.intensities
     if known is None:
         raise BundleError(f"channel {channel.name}: CTNormalization without intensity statistics")
-    np.clip(image, known.percentile_00_5, known.percentile_99_5, out=image)
-    image -= np.float32(known.mean)
-    image /= np.float32(max(known.std, _LEAST))
+    image.clamp_(known.percentile_00_5, known.percentile_99_5).sub_(known.mean).div_(max(known.std, _LEAST))
 
 
-def _zscore(image: NDArray[np.float32], inside: NDArray[np.bool_] | None) -> None:
+def _zscore(image: torch.Tensor, inside: torch.Tensor | None) -> None:
     """Mean 0 and deviation 1, of the whole crop or of the inside alone; outside stays as it is."""
     if inside is None:
-        mean, deviation = image.mean(), image.std()
-        image -= mean
-        image /= max(float(deviation), _LEAST)
+        mean, deviation = image.mean(), image.std(correction=0)
+        image.sub_(mean).div_(max(float(deviation), _LEAST))
         return
     values = image[inside]
-    if values.size:
-        image[inside] = (values - values.mean()) / max(float(values.std()), _LEAST)
+    if len(values):
+        image[inside] = (values - values.mean()) / max(float(values.std(correction=0)), _LEAST)

@@ -1,19 +1,23 @@
-"""nnU-Net's preprocessing of one image, and the typed way back from logits to labels on the image's own grid."""
+"""nnU-Net's preprocessing of one case, and the typed way back from logits to labels on the image's own grid."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from engines.model.plan import Plan
-from engines.preprocessing.labels import LabelArray, labels_at
+from engines.errors import UnsuitableVolume
+from engines.model.plan import PICTURES, Plan
 from engines.preprocessing.normalization import normalize
-from engines.preprocessing.resampling import Shape, Spacing, Step, linear_taps, new_shape, resample
+from engines.preprocessing.previous_stage import OUTSIDE, one_hot, resample_labels
+from engines.preprocessing.resampling import Shape, Spacing, Step, Taps, linear_taps, new_shape, resample
+
+_T = TypeVar("_T", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +27,8 @@ class NetworkInput:
     Attributes
     ----------
     image
-        float32, (C, D, H, W), normalised, at the plan's spacing, axes in the plan's order.
+        float32, (C, D, H, W), normalised, at the plan's spacing, axes in the plan's order; below the images a channel
+        of 0 and 1 for each of the plan's `previous_labels`.
     full_shape
         Of the given image, axes in the plan's order.
     box
@@ -38,55 +43,108 @@ class NetworkInput:
     box: tuple[slice, slice, slice]
     step: Step
 
-    def labels(self, logits: torch.Tensor) -> LabelArray:
-        """Labels on the grid that the image was given on.
+    def taps(self) -> tuple[Taps, Taps, Taps]:
+        """How the kept part of the image's grid is mixed from the network's, along each axis."""
+        return linear_taps(self.step.back(), self.plan.logit_resampling)
 
-        Parameters
-        ----------
-        logits
-            float32, (outputs, D, H, W), on the grid of `image`; values that float16 can hold.
-
-        Returns
-        -------
-        uint8, or uint16 above 255 classes, (D, H, W), axes in the image's own order; 0 outside `box`.
-        """
-        resampling = self.plan.logit_resampling
-        halved = resampling.function == "resample_data_or_seg_to_shape"
-        kept = labels_at(logits, linear_taps(self.step.back(), resampling), halved)
+    def uncropped(self, kept: NDArray[_T]) -> NDArray[_T]:
+        """Labels of the whole image, axes in its own order, from those of the kept part; 0 outside."""
         full = np.zeros(self.full_shape, dtype=kept.dtype)
         full[self.box] = kept
         return full.transpose(self.plan.transpose_backward)
 
 
-def preprocess(image: NDArray[np.float32], spacing_mm: Sequence[float], plan: Plan) -> NetworkInput:
+def preprocess(
+    images: NDArray[np.float32],
+    spacing_mm: Sequence[float],
+    plan: Plan,
+    previous: NDArray[np.integer[Any]] | None = None,
+    device: str = "cpu",
+) -> NetworkInput:
     """Transpose, crop to nonzero, normalise, resample: in this order, as nnU-Net does.
 
     Parameters
     ----------
-    image
-        float32, (D, H, W), finite, in the orientation that the model was trained on.
+    images
+        float32, (C, D, H, W), one for each channel of the plan, or (D, H, W) where it has one; on one grid, in the
+        orientation that the model was trained on.
     spacing_mm
         Along (D, H, W).
+    previous
+        Integers, (D, H, W), on the same grid: what the first network of a cascade gave, where the plan is of the
+        second.
+    device
+        Where the images are normalised and resampled, and where the network's input lies. Labels of an earlier
+        network are resampled on the processor.
+
+    Raises
+    ------
+    UnsuitableVolume
+        Where a voxel is not finite, the number of images is not that of the plan's channels, or its normalisation
+        does not take the values.
     """
-    order = plan.transpose_forward
-    turned = image.transpose(order)
-    spacing = _triple([float(spacing_mm[axis]) for axis in order])
-    box = nonzero_box(turned)
-    crop = turned[box].astype(np.float32)  # a copy: what follows works in place
-    masked = any(channel.use_mask for channel in plan.channels)
-    inside = ndimage.binary_fill_holes(turned != 0)[box] if masked else None
-    normalize(crop, plan.channels[0], inside)
+    several = images if images.ndim == 4 else images[None]
+    _check(several, plan, previous)
+    turned = several.transpose(0, *(axis + 1 for axis in plan.transpose_forward))
+    nonzero = turned[0] != 0
+    for image in turned[1:]:
+        nonzero |= image != 0
+    box = nonzero_box(nonzero)
+    step = grid_step(nonzero[box].shape, spacing_mm, plan)
+    earlier = None if previous is None else previous.transpose(plan.transpose_forward)[box].astype(np.int16)
+    inside = _inside(nonzero[box], plan, earlier)
+    mask = None if inside is None else torch.from_numpy(inside).to(device)
+    seen = torch.empty((plan.inputs, *step.shape_to), device=device)
+    for index, channel in enumerate(plan.channels):
+        # A copy, in order: what follows works in place.
+        crop = torch.from_numpy(np.array(turned[index][box], dtype=np.float32, order="C")).to(device)
+        normalize(crop, channel, mask)
+        resample(crop, step, plan.resampling, seen[index])
+    if earlier is not None and inside is not None and plan.label_resampling is not None:
+        earlier[~inside] = OUTSIDE
+        labels = one_hot(resample_labels(earlier, step, plan.label_resampling), plan.previous_labels)
+        seen[len(plan.channels) :] = torch.from_numpy(labels).to(device)
+    return NetworkInput(seen, plan, _shape(nonzero.shape), box, step)
+
+
+def _check(images: NDArray[np.float32], plan: Plan, previous: NDArray[np.integer[Any]] | None) -> None:
+    names = [channel.name for channel in plan.channels]
+    if len(images) != len(names):
+        raise UnsuitableVolume(f"{len(images)} images; the model needs {len(names)}, in this order: {', '.join(names)}")
+    for image, name in zip(images, names, strict=True):
+        # One of them is NaN where any voxel is.
+        if not (np.isfinite(image.min()) and np.isfinite(image.max())):
+            raise UnsuitableVolume(f"the image {name} holds voxels that are not finite")
+    if (previous is not None) != bool(plan.previous_labels):
+        raise ValueError(f"{plan.configuration}: labels of an earlier network and the plan's go together")
+    if previous is not None and previous.shape != images.shape[1:]:
+        raise ValueError(f"earlier labels of shape {previous.shape} for images of {images.shape[1:]}")
+
+
+def _inside(nonzero: NDArray[np.bool_], plan: Plan, earlier: NDArray[np.int16] | None) -> NDArray[np.bool_] | None:
+    """The nonzero region with its holes filled; None where nothing asks for it.
+
+    To nnU-Net, what the first network of a cascade labelled lies inside, wherever it is.
+    """
+    if earlier is None and not any(channel.use_mask for channel in plan.channels):
+        return None
+    filled = nonzero if nonzero.all() else ndimage.binary_fill_holes(nonzero)
+    return filled if earlier is None else filled | (earlier != 0)
+
+
+def grid_step(shape: Sequence[int], spacing_mm: Sequence[float], plan: Plan) -> Step:
+    """From the kept part of an image, its axes in the plan's order, to the network's grid; spacings in the image's."""
+    # Pictures know no millimetres, and nnU-Net's reader makes these up.
+    given = (999.0, 1.0, 1.0) if plan.reader == PICTURES else spacing_mm
+    spacing = _triple([float(given[axis]) for axis in plan.transpose_forward])
     # A 2D network sees single slices: the first axis keeps its own spacing.
     target = _triple([spacing[0], *plan.spacing_mm] if plan.is_2d else plan.spacing_mm)
     resizes = plan.resampling.function != "no_resampling_hack"
-    shape = new_shape(crop.shape, spacing, target) if resizes else crop.shape
-    step = Step(_shape(crop.shape), _shape(shape), spacing, target)
-    network_image = torch.from_numpy(np.ascontiguousarray(resample(crop, step, plan.resampling)))[None]
-    return NetworkInput(network_image, plan, _shape(turned.shape), box, step)
+    return Step(_shape(shape), _shape(new_shape(shape, spacing, target) if resizes else shape), spacing, target)
 
 
-def nonzero_box(image: NDArray[np.float32]) -> tuple[slice, slice, slice]:
-    """The smallest box that holds every voxel other than zero; all of an image that holds none.
+def nonzero_box(image: NDArray[Any]) -> tuple[slice, slice, slice]:
+    """The smallest box that holds every voxel other than zero (or False); all of an image that holds none.
 
     nnU-Net fills holes first, which cannot change the box.
     """

@@ -82,34 +82,33 @@ def separate_axis(step: Step, resampling: Resampling) -> int | None:
     return largest[0] if len(largest) == 1 else None
 
 
-def resample(image: NDArray[np.float32], step: Step, resampling: Resampling) -> NDArray[np.float32]:
+def resample(image: torch.Tensor, step: Step, resampling: Resampling, out: torch.Tensor) -> None:
     """An image on another grid.
 
     Parameters
     ----------
     image
         float32, (D, H, W), of shape `step.shape_from`.
-
-    Returns
-    -------
-    float32, of shape `step.shape_to`; the input itself where both shapes are one.
+    out
+        float32, of shape `step.shape_to`, on the image's device: it is written.
     """
     if step.shape_from == step.shape_to or resampling.function == "no_resampling_hack":
-        return image
-    source = torch.from_numpy(np.ascontiguousarray(image))
+        out.copy_(image)
+        return
     axis = separate_axis(step, resampling)
     plane_axes = [a for a in range(3) if a != axis]
     # Splines overshoot at edges; nnU-Net clips to what the input held: of each slice where slices stand alone.
     over = tuple(range(3)) if axis is None else tuple(plane_axes)
-    low, high = source.amin(dim=over, keepdim=True), source.amax(dim=over, keepdim=True)
-    out = source
+    low, high = image.amin(dim=over, keepdim=True), image.amax(dim=over, keepdim=True)
+    found = image
     for a in sorted(plane_axes, key=lambda a: step.shape_to[a] / step.shape_from[a]):
-        out = _along(out, a, step.shape_to[a], resampling.order)
-    if resampling.order > 1:
-        out = out.clamp(low, high)
+        found = _along(found, a, step.shape_to[a], resampling.order)
+    if resampling.order > 1 and found is not image:
+        found.clamp_(low, high)
     if axis is not None and step.shape_from[axis] != step.shape_to[axis]:
-        out = _along_separate(out, axis, step.shape_to[axis], resampling)
-    return out.numpy()
+        _along_separate(found, axis, resampling, out)
+    else:
+        out.copy_(found)
 
 
 def linear_taps(step: Step, resampling: Resampling) -> tuple[Taps, Taps, Taps]:
@@ -141,23 +140,23 @@ def _axis_matrix(n_in: int, n_out: int, order: int) -> torch.Tensor:
 def _along(image: torch.Tensor, axis: int, n_out: int, order: int) -> torch.Tensor:
     if image.shape[axis] == n_out:
         return image
-    matrix = _axis_matrix(image.shape[axis], n_out, order)
+    matrix = _axis_matrix(image.shape[axis], n_out, order).to(image.device)
     if axis == 0:
         return (matrix @ image.reshape(image.shape[0], -1)).reshape(n_out, *image.shape[1:])
     return matrix @ image if axis == 1 else image @ matrix.T
 
 
-def _along_separate(image: torch.Tensor, axis: int, n_out: int, resampling: Resampling) -> torch.Tensor:
+def _along_separate(image: torch.Tensor, axis: int, resampling: Resampling, out: torch.Tensor) -> None:
     """Along the axis of largest spacing: nearest neighbour, unless the plan asks for a higher order."""
-    n_in = image.shape[axis]
+    n_in, n_out = image.shape[axis], out.shape[axis]
     if resampling.order_z == 0:
         nearest = _nearest(n_in, n_out, single=resampling.function == "resample_torch_fornnunet")
-        return image.index_select(axis, torch.from_numpy(nearest.low))
+        torch.index_select(image, axis, torch.from_numpy(nearest.low).to(image.device), out=out)
+        return
     at = [_positions(n_in, n_out)]
     columns = [ndimage.map_coordinates(c, at, order=resampling.order_z, mode="nearest") for c in np.eye(n_in)]
-    matrix = torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
-    turned: torch.Tensor = torch.tensordot(matrix, image, dims=([1], [axis]))
-    return turned.movedim(0, axis).contiguous()
+    matrix = torch.from_numpy(np.stack(columns, axis=1).astype(np.float32)).to(image.device)
+    out.copy_(torch.tensordot(matrix, image, dims=([1], [axis])).movedim(0, axis))
 
 
 def _positions(n_in: int, n_out: int) -> NDArray[np.float64]:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.conversion.nnunet import import_results_folder
-from engines.inference.segmenter import Segmenter
+from engines.conversion.nnunet import Description, Selection, import_results_folders
+from engines.inference.segmenter import open_first
 from engines.nifti import read_label_map, read_volume
 from engines.volume import LabelMap, Volume
 
@@ -73,18 +73,12 @@ def _volume_errors(
     with tempfile.TemporaryDirectory() as folder:
         card = Path(folder) / "card.md"
         card.write_text("# calibration\n")
-        bundle = import_results_folder(
-            results,
-            Path(folder) / "bundle",
-            name="calibration",
-            version="0",
-            modalities=("CT", "MR"),
-            card=card,
-            orientation=orientation,
-            checkpoint=CHECKPOINT,
+        description = Description("calibration", "0", ("CT", "MR"), card, orientation)
+        bundle = import_results_folders(
+            [results], Path(folder) / "bundle", description, Selection(checkpoint=CHECKPOINT)
         )
         found: dict[int, list[float]] = {label: [] for label in labels}
-        with Segmenter.open(bundle) as segmenter:
+        with open_first(bundle, ("openvino", "torch")) as segmenter:
             for volume, truth in cases:
                 given = segmenter.segment(volume).label_map.labels
                 for label in labels:

@@ -17,7 +17,7 @@ from pydicom.uid import UID
 
 from engines.model.bundle import Bundle
 from node.commands.configuration import required_path
-from node.commands.models import installed_backends
+from node.commands.installed import installed_engines
 from node.commands.terminal import ANSWER_IS_NO, DONE, age, document, harmless, say, sentence
 from node.config import UNSET_SERIAL, Settings, load_settings
 from node.dicom import scu
@@ -172,12 +172,10 @@ def _model(settings: Settings, bundle: Bundle, coded: set[str]) -> Remark:
     if uncoded := uncoded_labels(bundle, coded):
         mend = "add a row for each to a table that models.segments names"
         return _fail(subject, f"no code for {', '.join(uncoded)}", mend)
-    chosen = next((choice for choice in installed_backends(settings) if choice.usable), None)
+    chosen = next((choice for choice in installed_engines(settings) if choice.usable), None)
     if chosen is None:
-        return _fail(subject, "no backend can run it here", "see `hilum models`; install one, or change [segmenter]")
-    text = (
-        f"digest {bundle.digest[:12]}, {len(bundle.labels)} labels, each with a code; {chosen.backend}: {chosen.reason}"
-    )
+        return _fail(subject, "no engine can run it here", "see `hilum models`; install one, or change [segmenter]")
+    text = f"digest {bundle.digest[:12]}, {len(bundle.labels)} labels, each with a code; {chosen.reason}"
     return _ok(subject, text)
 
 

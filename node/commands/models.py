@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 
-from engines.errors import BackendUnavailable
+from engines.errors import BackendUnavailable, OutOfDeviceMemory
+from engines.inference.choice import Candidate, candidates, decide
+from engines.inference.segmenter import Segmenter
+from engines.inference.trial import measure
 from engines.model.bundle import Bundle
 from node.commands.configuration import settings_or_default
 from node.commands.terminal import ANSWER_IS_NO, DONE, NotThere, document, say, table
 from node.config import Settings
+from node.service.engines import placement, policy
 from node.service.house import enabled_bundles, segments_of, uncoded_labels
 
 
 @dataclass(frozen=True)
-class BackendChoice:
-    """What is to be said of one backend on this machine."""
+class EngineChoice:
+    """What is to be said of one engine on this machine, for one model."""
 
-    backend: str
+    engine: str
     device: str
     usable: bool
+    """It can run here."""
+    standing: str
+    """`certified`, `refused`, `not certified`, or `reference`."""
+    taken: bool
+    seconds_per_patch: float | None
+    """As it was measured here."""
+    certificate: str
+    """Its number, where there is one."""
     reason: str
 
 
@@ -43,12 +53,12 @@ class ModelPage:
     licence: str
     training_data: str
     evaluation: Mapping[str, float]
-    backends: Sequence[BackendChoice]
-    """In the configured order; the first that is usable is taken."""
+    engines: Sequence[EngineChoice]
+    """In the configured order."""
 
 
 def models(options: argparse.Namespace) -> int:
-    """List the models, or show one with its card; with --test, try each backend on it."""
+    """List the models, or show one with its card; with --test, try each engine on it."""
     settings = settings_or_default(options)
     bundles = enabled_bundles(settings)
     if options.name is not None and options.name not in bundles:
@@ -64,47 +74,41 @@ def models(options: argparse.Namespace) -> int:
         say(f"\n{bundles[options.name].card.read_text(encoding='utf-8')}")
     else:
         say("\n\n".join(_described(page) for page in pages) or "no models")
-    return DONE if all(any(choice.usable for choice in page.backends) for page in pages) else ANSWER_IS_NO
+    return DONE if all(any(choice.taken for choice in page.engines) for page in pages) else ANSWER_IS_NO
 
 
-def backend_choices(settings: Settings) -> tuple[BackendChoice, ...]:
-    """What each configured backend says of this machine, in order. Imports torch."""
-    from engines.inference.segmenter import availability
-
-    section = settings.segmenter
-    found = ((name, availability(name, section.device)) for name in section.backends)
-    return tuple(BackendChoice(name, section.device, answer.available, answer.reason) for name, answer in found)
-
-
-def installed_backends(settings: Settings) -> tuple[BackendChoice, ...]:
-    """The same without importing a library that takes seconds: on the processor, a backend needs its package alone.
-
-    Whether a card can be used only its driver knows, which torch must be asked for.
-    """
-    section = settings.segmenter
-    if section.device not in {"auto", "cpu"}:
-        return backend_choices(settings)
-    return tuple(_installed(name, section.device) for name in section.backends)
-
-
-def _installed(name: str, device: str) -> BackendChoice:
-    if find_spec(name) is None:
-        return BackendChoice(name, device, False, f"the package {name} is not installed")
-    return BackendChoice(name, device, True, f"{name} {version(name)} is installed, `hilum models --test` tries it")
+def _engines(settings: Settings, bundle: Bundle, *, test: bool) -> tuple[EngineChoice, ...]:
+    """Each engine with its certificate; with `test`, opened, and its answer compared with the stored one."""
+    found = candidates(bundle, policy(settings), placement(settings))
+    if test:
+        found = tuple(_tested(settings, bundle, each) for each in found)
+    taken = decide(found).taken
+    return tuple(
+        EngineChoice(
+            engine=str(each.engine),
+            device=each.key.device,
+            usable=each.usable,
+            standing=each.standing,
+            taken=each is taken,
+            seconds_per_patch=each.seconds_per_patch,
+            certificate="" if each.certificate is None else each.certificate.number,
+            reason=f"{each.words}; {each.reason}" if each.usable else each.reason,
+        )
+        for each in found
+    )
 
 
-def _tested(settings: Settings, bundle: Bundle) -> tuple[BackendChoice, ...]:
-    """What each configured backend does with this model: opened, and its answer compared with the stored one."""
-    from engines.inference.segmenter import Segmenter
-
-    section, choices = settings.segmenter, []
-    for name in section.backends:
-        try:
-            with Segmenter.open(bundle, [name], section.device, section.threads or None) as segmenter:
-                choices.append(BackendChoice(name, section.device, True, segmenter.backend_reason))
-        except BackendUnavailable as error:
-            choices.append(BackendChoice(name, section.device, False, str(error)))
-    return tuple(choices)
+def _tested(settings: Settings, bundle: Bundle, candidate: Candidate) -> Candidate:
+    """The same after it was tried on this model; one that cannot run is not tried."""
+    if not candidate.usable:
+        return candidate
+    where = placement(settings)
+    try:
+        with Segmenter.open(bundle, candidate.engine, where):
+            seconds = measure(bundle, candidate.engine, where).seconds_per_patch
+    except (BackendUnavailable, OutOfDeviceMemory) as error:
+        return replace(candidate, usable=False, reason=str(error))
+    return replace(candidate, reason=f"{candidate.reason}, self-test passed", seconds_per_patch=seconds)
 
 
 def _page(settings: Settings, bundle: Bundle, coded: Collection[str], *, test: bool) -> ModelPage:
@@ -121,16 +125,15 @@ def _page(settings: Settings, bundle: Bundle, coded: Collection[str], *, test: b
         licence=bundle.licence,
         training_data=bundle.training_data,
         evaluation=bundle.evaluation,
-        backends=_tested(settings, bundle) if test else backend_choices(settings),
+        engines=_engines(settings, bundle, test=test),
     )
 
 
 def _described(page: ModelPage) -> str:
-    chosen = next((choice.backend for choice in page.backends if choice.usable), None)
     names = (f"{name} (no code)" if name in page.uncoded else name for name in page.labels.values())
     rows = (
-        (c.backend, c.device, "taken" if c.backend == chosen else "usable" if c.usable else "no", c.reason)
-        for c in page.backends
+        (c.engine, c.device, _said(c), "" if c.seconds_per_patch is None else f"{c.seconds_per_patch:.3g}", c.reason)
+        for c in page.engines
     )
     return "\n".join(
         [
@@ -138,6 +141,15 @@ def _described(page: ModelPage) -> str:
             f"  labels    {', '.join(names)}",
             f"  for       {page.intended_use}",
             f"  measured  {', '.join(f'{name} {value:g}' for name, value in page.evaluation.items()) or 'not stated'}",
-            table(("backend", "device", "", "reason"), rows, "  "),
+            table(("engine", "device", "", "s a patch", "reason"), rows, "  "),
         ]
     )
+
+
+def _said(choice: EngineChoice) -> str:
+    """In a word or two: taken, or why it is not."""
+    if choice.taken:
+        return "taken"
+    if not choice.usable:
+        return "cannot run"
+    return "usable" if choice.standing in {"certified", "reference"} else choice.standing

@@ -6,7 +6,7 @@ import argparse
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from pydicom import dcmread
 
-from engines.inference.segmenter import Segmenter
+from engines.errors import EngineError
+from engines.inference.fastest import FastestSegmenter
 from engines.model.bundle import Bundle
 from engines.nifti import write_itksnap_labels, write_label_map, write_volume
 from node.commands.configuration import settings_or_default
@@ -32,6 +33,7 @@ from node.domain.segments import SegmentDescription
 from node.domain.stack import Stack, Unstackable
 from node.domain.variants import SEG_CLASSES
 from node.errors import CannotUnderstand, Unsuitable
+from node.service.engines import open_model, policy
 from node.service.house import config_digest, enabled_bundles, model_facts, result_style, segments_of
 from node.stations.segment import Recipe, Segmented, segment_stack, sources_of
 
@@ -112,7 +114,7 @@ class Workbench:
         self._segments = segments_of(settings)
         self._facts = {name: model_facts(bundle) for name, bundle in bundles.items()}
         self._style = result_style(settings)
-        self._open: dict[str, Segmenter] = {}
+        self._open: dict[str, FastestSegmenter] = {}
         self._numbers: dict[str, set[int]] = {}
         self._stack = ExitStack()
 
@@ -139,9 +141,10 @@ class Workbench:
 
     def _segmented(self, item: Routed, paths: Mapping[str, Path]) -> ScanReport:
         with progress(f"{series_name(item.stack.frames[0].header)}: {item.model}", self._quiet) as shown:
-            done = segment_stack(item.stack, paths, self._segmenter(item.model), self._recipe(), shown)
+            done = segment_stack(item.stack, paths, nullcontext(self._segmenter(item.model)), self._recipe(), shown)
         folder = _new_folder(self._out, item)
         files = self._write(done, item, paths, folder)
+        self._learn(item.model, done)
         return ScanReport(
             series_instance_uid=item.stack.frames[0].header.series_instance_uid,
             series=series_name(item.stack.frames[0].header),
@@ -149,13 +152,27 @@ class Workbench:
             outcome="segmented",
             rule=item.rule,
             model=item.model,
-            backend=done.segmentation.backend,
+            backend=f"{done.segmentation.backend} {done.segmentation.precision}",
             folder=folder,
             files=files,
             volumes=[_line(finding) for finding in done.findings.findings],
             flags=done.findings.flags,
             seconds=done.seconds,
         )
+
+    def _learn(self, model: str, done: Segmented) -> None:
+        """Certify a faster engine on what was segmented, where the certificate is kept for the next time."""
+        segmenter = self._segmenter(model)
+        if policy(self._settings).site is None or not segmenter.waits:
+            return
+        note(f"{model}: holding a faster engine against torch on this scan, once; its result is written already")
+        try:
+            made = segmenter.learn(done.volume, done.segmentation)
+        except EngineError as error:
+            note(f"{model}: not done: {error}")
+            return
+        for each in made:
+            note(f"{model}: {each.key.engine} {each.verdict.outcome}: {each.verdict.reason}")
 
     def _write(self, done: Segmented, item: Routed, paths: Mapping[str, Path], folder: Path) -> list[str]:
         composition = Composition(
@@ -185,10 +202,9 @@ class Workbench:
         taken.update(numbers_in_turn(stack, self._style, turn))
         return turn
 
-    def _segmenter(self, model: str) -> Segmenter:
+    def _segmenter(self, model: str) -> FastestSegmenter:
         if model not in self._open:
-            section = self._settings.segmenter
-            opened = Segmenter.open(self._bundles[model], section.backends, section.device, section.threads or None)
+            opened = open_model(self._settings, self._bundles[model])
             self._open[model] = self._stack.enter_context(opened)
         return self._open[model]
 

@@ -124,6 +124,11 @@ class Settings(Section):
         return self.node.data_dir / "cache"
 
     @property
+    def engines_folder(self) -> Path:
+        """Where certificates and speeds lie that were measured on this node."""
+        return self.node.data_dir / "engines"
+
+    @property
     def journal_url(self) -> str:
         """SQLAlchemy URL of the journal."""
         return f"sqlite:///{self.node.data_dir / 'journal.db'}"
@@ -171,7 +176,7 @@ class Settings(Section):
     def config_digest(self, segment_table: str = "") -> str:
         """SHA-256, hex, over what changes the content of results; part of every job and every result UID (RES-20).
 
-        Ports, peers, waits, threads and the choice of backend are left out: they do not change what is found, and a
+        Ports, peers, waits, threads and the choice of engine are left out: they do not change what is found, and a
         second arrival of the same series must meet the job that it had.
 
         Parameters

@@ -66,6 +66,17 @@ Network = Annotated[str, AfterValidator(_network)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 PortOrNone = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
+EngineName = Literal[
+    "openvino",
+    "openvino float32",
+    "openvino bfloat16",
+    "torch",
+    "torch float32",
+    "torch float16",
+    "tensorrt",
+    "tensorrt float32",
+    "tensorrt float16",
+]
 Hours = Annotated[float, Field(ge=0, le=87600)]
 
 
@@ -267,10 +278,16 @@ class ModelsSection(Section):
 class SegmenterSection(Section):
     """[segmenter]: on what, and how, networks run."""
 
-    backends: tuple[Literal["openvino", "torch"], ...] = Field(
-        default=("openvino", "torch"),
-        min_length=1,
-        description="Backends in order; the first that this machine can run is taken.",
+    engines: tuple[EngineName, ...] = Field(
+        default=(),
+        description="Engines to consider; the fastest with a certificate for the model is taken. Without a precision,"
+        " float32. Empty: openvino bfloat16, openvino and torch on a processor, torch float16 and torch on a card.",
+    )
+    certificate_dice: float = Field(
+        default=0.995, ge=0, le=1, description="Least Dice that an engine's masks must have with torch's in float32."
+    )
+    certificate_volume_percent: float = Field(
+        default=0.5, ge=0, le=100, description="Largest difference of a volume from torch's in float32, in per cent."
     )
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$", description="auto, cpu, cuda or cuda:N."

@@ -161,6 +161,11 @@ def _decimals(values: Sequence[float]) -> list[str]:
     return [format_number_as_ds(float(value)) for value in values]
 
 
+def _value(text: str) -> str:
+    """The value of an algorithm parameter: highdicom writes and reads them as `name=value`, parted by commas."""
+    return text.replace(",", ";").replace("=", ":")
+
+
 def _description(c: Composition, finding: Finding) -> highdicom.seg.SegmentDescription:
     """One item of the SegmentSequence (PS3.3 C.8.20.4)."""
     segment, made = finding.segment, c.findings.provenance
@@ -176,7 +181,12 @@ def _description(c: Composition, finding: Finding) -> highdicom.seg.SegmentDescr
             family=_ALGORITHM_FAMILY,
             version=made.model_version[:64],
             source=c.style.manufacturer,
-            parameters={"model": made.model_digest, "configuration": made.config_digest, "backend": made.backend},
+            parameters={
+                "model": made.model_digest,
+                "configuration": made.config_digest,
+                "engine": _value(made.engine),
+                "choice": _value(made.backend_reason),
+            },
         ),
         tracking_uid=tracking_uid,
         tracking_id=tracking_id,

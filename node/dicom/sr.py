@@ -142,7 +142,12 @@ def _group(
         "algorithm_id": sr.AlgorithmIdentification(
             name=made.model_name,
             version=made.model_version,
-            parameters=[f"model {made.model_digest}", f"configuration {made.config_digest}"],
+            parameters=[
+                f"model {made.model_digest}",
+                f"configuration {made.config_digest}",
+                f"engine {made.engine}",
+                *([f"choice {made.backend_reason}"] if made.backend_reason else []),
+            ],
             family=_FAMILY,
         ),
         "qualitative_evaluations": _evaluations(finding),

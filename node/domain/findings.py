@@ -68,8 +68,17 @@ class Provenance:
     precision: str
     device: str
     backend_reason: str
+    """Why this engine served, with its certificate, and what was said of each other."""
     config_digest: str
     software_version: str
+    versions: str = ""
+    """Of the libraries that computed."""
+
+    @property
+    def engine(self) -> str:
+        """Backend, precision, versions and device, as one phrase."""
+        versions = f" ({self.versions})" if self.versions else ""
+        return f"{self.backend} {self.precision}{versions} on {self.device}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.nifti import write_label_map, write_volume
-from engines.volume import Grid
+from engines.volume import Grid, Volume
 from node.selftest.phantom import BODY, CT, LABELS, MR, STANDARD, Contrast, Part, Patient, label_map, rotation, volume
 
 MARGIN_MM = 45.0
@@ -25,6 +25,7 @@ _ABSENT = 0.06
 """Share of organs that a case lacks."""
 _CROPPED = 0.3
 """Share of cases whose field of view cuts the body."""
+_PARITY_MARGIN_MM, _PARITY_STEP_MM, _PARITY_NOISE = 6.0, 3.5, 5.0
 
 
 def random_patient(rng: np.random.Generator) -> Patient:
@@ -129,14 +130,26 @@ def write_cohort(folder: Path, cases: int, seed: int, margin_mm: float = MARGIN_
     (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
+def parity_volume() -> Volume:
+    """The standard patient, coarse and in whole HU: small enough to be shipped, on which engines are certified."""
+    reach = STANDARD.body.reach_mm[::-1] + _PARITY_MARGIN_MM
+    grid = _grid(np.eye(3)[:, ::-1], np.full(3, _PARITY_STEP_MM), -reach, reach)
+    return Volume(grid, np.round(volume(STANDARD, grid, replace(CT, noise=_PARITY_NOISE)).voxels), CT.modality)
+
+
 def main() -> None:
-    """Write the training set of the shipped `phantom` model."""
+    """Write the training set of the shipped `phantom` model, or the volume that lies beside it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder for imagesTr, labelsTr and dataset.json")
     parser.add_argument("--cases", type=int, default=48)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--margin-mm", type=float, default=MARGIN_MM, help="most air on one side of the body")
+    parser.add_argument("--parity", action="store_true", help="write the parity volume alone, OUT/standard.nii.gz")
     arguments = parser.parse_args()
+    if arguments.parity:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_volume(arguments.out / "standard.nii.gz", parity_volume())
+        return
     write_cohort(arguments.out, arguments.cases, arguments.seed, arguments.margin_mm)
 
 

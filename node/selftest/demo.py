@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
-from engines.inference.segmenter import Segmenter
 from engines.model.bundle import SHIPPED, find_bundles
 from node.config import Settings, load_settings
 from node.dicom import scu
@@ -43,6 +42,7 @@ from node.selftest.phantom import CT, MR, rotation
 from node.selftest.picture import write_overlay
 from node.selftest.retrieve import LABEL_MAP, ByAssociation, OverTheWeb, Reader, retrievable
 from node.selftest.scanner import Acquisition, planes_around, write_series
+from node.service.engines import open_model
 
 MODEL = "phantom"
 PARTS = 2
@@ -402,9 +402,8 @@ def _references(ds: Dataset) -> set[str]:
 def _label_maps_again(settings: Settings, images: Mapping[str, Sequence[Path]]) -> dict[str, NDArray[np.uint8]]:
     """The label map of each series, made once more in this process: uint8, in the order of the files."""
     bundle = find_bundles([SHIPPED, *settings.models.folders])[MODEL]
-    section = settings.segmenter
     maps = {}
-    with Segmenter.open(bundle, section.backends, section.device, section.threads or None) as segmenter:
+    with open_model(settings, bundle) as segmenter:
         for modality, paths in images.items():
             headers = [read_header(path) for path in paths]
             (stack,) = split(headers)

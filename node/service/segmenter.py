@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import NoReturn
 
 from engines.errors import BundleError
-from engines.inference.segmenter import Segmenter, availability
+from engines.inference.choice import available
+from engines.inference.fastest import FastestSegmenter
 from engines.model.bundle import Bundle, load_bundle
 from node.config import Settings, software_version
 from node.domain.work import Station
 from node.monitor.http import Check, Health
 from node.monitor.metrics import Role
+from node.service.engines import open_model, placement, policy
 from node.service.house import House, result_style
 from node.service.process import Process, leave
 from node.stations.segment import Bench, Models, Recipe
@@ -29,6 +32,7 @@ def run(settings: Settings) -> NoReturn:
     process = Process(settings, Role.SEGMENTER)
     with process.running(), House.open(settings) as house:
         models = Models(house.bundles, lambda bundle: _opened(bundle, settings))
+        leases = Leases(house.journal, dict.fromkeys(Station, _BUDGET_S), lambda: process.beat(house.journal))
         bench = Bench(
             journal=house.journal,
             spool=house.spool,
@@ -36,8 +40,8 @@ def run(settings: Settings) -> NoReturn:
             recipe=Recipe(house.segments, house.config_digest, software_version()),
             style=result_style(settings),
             destinations=house.destinations,
+            rest=partial(leases.rest, Station.SEGMENT),
         )
-        leases = Leases(house.journal, dict.fromkeys(Station, _BUDGET_S), lambda: process.beat(house.journal))
         call = guarded(Station.SEGMENT, bench.run, house.journal, leases, _nothing)
         executor = Executor(settings.engine_path, process.executor_id, frozenset({Station.SEGMENT}))
         engine = DbosEngine(executor, {Station.SEGMENT: call})
@@ -49,20 +53,18 @@ def run(settings: Settings) -> NoReturn:
     leave(0)
 
 
-def _opened(bundle: Bundle, settings: Settings) -> Segmenter:
+def _opened(bundle: Bundle, settings: Settings) -> FastestSegmenter:
     """Open a model, if its files are still those that its digest was taken of when this process began (RES-20)."""
     if load_bundle(bundle.folder).digest != bundle.digest:
         raise BundleError(f"{bundle.folder} was changed since this process began: restart the node")
-    section = settings.segmenter
-    opened = Segmenter.open(bundle, section.backends, section.device, section.threads or None)
-    _log.info("model_opened", extra={"model": bundle.name, "reason": opened.backend_reason})
+    opened = open_model(settings, bundle)
+    _log.info("model_opened", extra={"model": bundle.name, "reason": opened.reason})
     return opened
 
 
 def _health(settings: Settings, leases: Leases) -> Health:
     """A device that is gone is a capability that is gone: it stops no reception (OBS-4)."""
-    section = settings.segmenter
-    usable = any(availability(name, section.device).available for name in section.backends)
+    usable = any(found.available for _, found in available(policy(settings), placement(settings)))
     return Health(
         role=str(Role.SEGMENTER),
         readiness={"journal": lambda: Check(leases.last_beat_s < 15.0, "journal_locked")},

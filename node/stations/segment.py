@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
-from engines.errors import BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
-from engines.inference.segmenter import Segmentation, Segmenter
+from engines.errors import BackendUnavailable, BundleError, EngineError, OutOfDeviceMemory, UnsuitableVolume
+from engines.inference.fastest import FastestSegmenter
+from engines.inference.segmenter import Segmentation
 from engines.model.bundle import Bundle
 from engines.volume import Volume
 from node.dicom.compose import Composed, Composition, Mismatch, Predecessor, ResultStyle, compose
@@ -37,6 +38,7 @@ from node.domain.variants import needed_segs
 from node.domain.work import JobWork, NewObject, Station
 from node.errors import MACHINE_ERRNOS, CannotUnderstand, DeviceBusy, SpoolFull, Transient, Unsuitable
 from node.monitor import metrics
+from node.stations.turns import Turns
 from node.store.journal import Journal
 from node.store.records import utc_now
 from node.store.spool import Spool
@@ -81,7 +83,7 @@ class Recipe:
 def segment_stack(
     stack: Stack,
     paths: Mapping[str, Path],
-    segmenter: Segmenter,
+    held: contextlib.AbstractContextManager[FastestSegmenter],
     recipe: Recipe,
     progress: Callable[[float], None] | None = None,
 ) -> Segmented:
@@ -91,6 +93,8 @@ def segment_stack(
     ----------
     paths
         File by SOP Instance UID.
+    held
+        Gives the model for the time of its use, which may have to be waited for: `wait` among the seconds.
     progress
         Told the part that is done, 0 to 1.
 
@@ -105,22 +109,29 @@ def segment_stack(
     clock = _Clock()
     with clock.stage("load"):
         volume, back = read_volume(stack, paths, lambda part: tell(0.2 * part))
-    with clock.stage("segment"):
-        try:
-            segmentation = segmenter.segment(volume, lambda part: tell(0.2 + 0.7 * part))
-        except UnsuitableVolume as error:
-            raise Unsuitable("unsuitable_volume", str(error)) from error
-        except OutOfDeviceMemory as error:
-            metrics.GPU_OOM.inc()
-            raise DeviceBusy(str(error)) from error
+    began = time.monotonic()
+    with held as segmenter:
+        clock.seconds["wait"] = time.monotonic() - began
+        bundle = segmenter.bundle
+        with clock.stage("segment"):
+            segmentation = _segmented(segmenter, volume, lambda part: tell(0.2 + 0.7 * part))
     with clock.stage("measure"):
         labels = back.labels(segmentation.label_map)
-        bundle = segmenter.bundle
         findings = measure(
             stack, labels, recipe.segments, _provenance(bundle, segmentation, recipe), unreported=bundle.unreported
         )
     tell(1.0)
     return Segmented(stack, volume, segmentation, labels, findings, {**segmentation.seconds, **clock.seconds})
+
+
+def _segmented(segmenter: FastestSegmenter, volume: Volume, tell: Callable[[float], None]) -> Segmentation:
+    try:
+        return segmenter.segment(volume, tell)
+    except UnsuitableVolume as error:
+        raise Unsuitable("unsuitable_volume", str(error)) from error
+    except OutOfDeviceMemory as error:
+        metrics.GPU_OOM.inc()
+        raise DeviceBusy(str(error)) from error
 
 
 def sources_of(stack: Stack, paths: Mapping[str, Path]) -> list[Dataset]:
@@ -157,14 +168,14 @@ class Models:
     Whoever segments holds the lock: the durable engine's limit of one is a target, not a promise.
     """
 
-    def __init__(self, bundles: Mapping[str, Bundle], open_bundle: Callable[[Bundle], Segmenter]) -> None:
+    def __init__(self, bundles: Mapping[str, Bundle], open_bundle: Callable[[Bundle], FastestSegmenter]) -> None:
         self._bundles = bundles
         self._open_bundle = open_bundle
-        self._open: dict[str, Segmenter] = {}
+        self._open: dict[str, FastestSegmenter] = {}
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def held(self, name: str) -> Iterator[Segmenter]:
+    def held(self, name: str) -> Iterator[FastestSegmenter]:
         """The segmenter of a model, for this thread alone.
 
         Raises
@@ -181,6 +192,10 @@ class Models:
                 self._open[name] = self._open_bundle(bundle)
                 metrics.MODEL_LOAD.observe(time.monotonic() - began)
             yield self._open[name]
+
+    def waits(self, name: str) -> bool:
+        """Whether an engine of an open model waits for a certificate; asked without the lock."""
+        return name in self._open and self._open[name].waits
 
     def digest(self, name: str) -> str:
         """The digest of a model as this process has it; raises BundleError as `held`."""
@@ -207,6 +222,10 @@ class Bench:
     ----------
     since
         When this process began: a job that was made before may be made for what stood there before an update.
+    turns
+        Jobs work beside each other: one loads and one composes while another is on the device.
+    rest
+        Told of a job that waits for others, which is not a call that hangs: (job, attempt, begun).
     """
 
     journal: Journal
@@ -219,9 +238,19 @@ class Bench:
     clock: Callable[[], datetime] = utc_now
     jitter: Callable[[], float] = random.random
     since: datetime = field(default_factory=utc_now)
+    turns: Turns = field(default_factory=Turns)
+    rest: Callable[[int, int, bool], contextlib.AbstractContextManager[None]] = lambda *_: contextlib.nullcontext()
 
     def run(self, job_id: int, attempt: int) -> str:
-        """Do one job; returns what became of it in a word."""
+        """Do one job; returns what became of it in a word.
+
+        A job that waits for its place is not begun: if the process dies meanwhile, it did not die over this one.
+        """
+        suspect = self.journal.starts_of(job_id) > 0
+        with self.turns.place(suspect, lambda: self.rest(job_id, attempt, False)):
+            return self._begin(job_id, attempt)
+
+    def _begin(self, job_id: int, attempt: int) -> str:
         work = self.journal.begin_job(job_id, attempt)
         if work is None:
             return "not_mine"
@@ -274,8 +303,7 @@ class Bench:
         paths = {member.sop_instance_uid: member.path for member in work.members}
         headers = [read_header(member.path) for member in work.members]
         stack = stack_of(headers, paths, work.job.volume_id, work.unread)
-        with self.models.held(work.job.model) as segmenter:
-            done = segment_stack(stack, paths, segmenter, self.recipe)
+        done = segment_stack(stack, paths, self._model(work.job), self.recipe)
         began = time.monotonic()
         composition = Composition(
             stack=stack,
@@ -307,7 +335,35 @@ class Bench:
             metrics.STAGE_DURATION.labels(stage=stage, model=work.job.model).observe(seconds[stage])
         facts = {"job": work.job.id, "model": work.job.model, "seconds": round(seconds["total"], 3)}
         _log.info("job_composed", extra=facts)
+        self._learn(work.job, done)
         return "composed"
+
+    def _learn(self, job: Job, done: Segmented) -> None:
+        """Let engines that wait for a certificate show themselves on a scan whose result is committed already."""
+        model = job.model
+        if not self.models.waits(model):
+            return
+        try:
+            with self._model(job) as segmenter:
+                made = segmenter.learn(done.volume, done.segmentation)
+        except (EngineError, MemoryError) as error:
+            _log.warning("engine_not_tried", extra={"model": model, "reason": str(error)})
+            return
+        for each in made:
+            facts = {"model": model, "backend": each.key.backend, "precision": each.key.precision}
+            if each.verdict.outcome == "passed":
+                _log.info("engine_certified", extra={**facts, "reason": each.verdict.reason})
+            else:
+                _log.warning("engine_refused", extra={**facts, "reason": each.verdict.reason})
+
+    @contextlib.contextmanager
+    def _model(self, job: Job) -> Iterator[FastestSegmenter]:
+        """The job's model, once the device is free."""
+        with (
+            self.turns.device(lambda: self.rest(job.id, job.attempt, True)),
+            self.models.held(job.model) as segmenter,
+        ):
+            yield segmenter
 
     def _compose(self, work: JobWork, composition: Composition) -> tuple[Composed, ...]:
         """Write every form that a destination may need; of a failure nothing stays in the spool."""
@@ -400,6 +456,7 @@ def _provenance(bundle: Bundle, segmentation: Segmentation, recipe: Recipe) -> P
         backend_reason=segmentation.backend_reason,
         config_digest=recipe.config_digest,
         software_version=recipe.software_version,
+        versions=segmentation.versions,
     )
 
 
@@ -442,6 +499,7 @@ def _result(done: Segmented, seconds: Mapping[str, float]) -> dict[str, object]:
         "backend": found.provenance.backend,
         "precision": found.provenance.precision,
         "device": found.provenance.device,
+        "versions": found.provenance.versions,
         "backend_reason": found.provenance.backend_reason,
         "voxels": int(np.prod(done.volume.grid.shape)),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},

@@ -6,7 +6,7 @@ All that it does is compare-and-swap on state and attempt, so any number of swee
 What it does with a row, by what the durable engine knows of the row's current attempt:
 
     1  waits, due   nothing known                              enqueue
-    2  waits        claimed longer than the TTL, never begun   next attempt
+    2  waits        claimed, no word of it for the TTL         next attempt
     3  waits        enqueued under another version than ours   next attempt
     4  runs         lease younger than the TTL                 nothing
     5  runs         lease older than the TTL                   next attempt
@@ -199,8 +199,11 @@ class Sweep:
             self._take_over(row, "other_version")  # rule 3
 
     def _age_s(self, row: WorkRow, known: EngineRow | None) -> float:
-        """How long the row stands as it does: with this lease, or with this state in the engine."""
-        stands = row.lease_at if row.running else (known.state if known is not None else None)
+        """How long the row stands as it does: with this lease, or with this state in the engine.
+
+        What waits inside a process for its place has a lease too.
+        """
+        stands = row.lease_at if row.running else (row.lease_at, known.state if known is not None else None)
         return self._watch.elapsed_s((row.station, row.id), (row.attempt, row.running, stands))
 
     def _take_over(self, row: WorkRow, reason: str) -> None:

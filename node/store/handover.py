@@ -106,6 +106,11 @@ class Handover(Settling):
         with self._writing() as c:
             return self._advance_job(c, job_id, attempt, JobEvent.RETRY_LATER, reason, **later) is not None
 
+    def starts_of(self, job_id: int) -> int:
+        """How often a job was begun and not ended: where it is not being worked on, its process died."""
+        with self._reading() as c:
+            return int(c.execute(select(t.job.c.starts).where(t.job.c.id == job_id)).scalar_one_or_none() or 0)
+
     def tries_of(self, job_id: int) -> int:
         """How often a job was put off."""
         with self._reading() as c:

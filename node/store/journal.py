@@ -119,12 +119,16 @@ class Journal(Handover):
             return tuple(rows)
 
     def renew(self, rows: Sequence[tuple[Station, int, int]]) -> None:
-        """Say of rows (station, id, attempt) that they are being worked on; what is no longer theirs stays as it is."""
+        """Say of rows (station, id, attempt) that they are being worked on; what is no longer theirs stays as it is.
+
+        A job may also be in the hands of a process in which it waits for its place.
+        """
         now = self._clock()
         with self._writing() as c:
             for station, row_id, attempt in rows:
                 table, running = _RUNNING[station]
-                held = update(table).where(table.c.id == row_id, table.c.attempt == attempt, running)
+                mine = or_(running, t.job.c.state == JobState.QUEUED) if station is Station.SEGMENT else running
+                held = update(table).where(table.c.id == row_id, table.c.attempt == attempt, mine)
                 c.execute(held.values(lease_at=now))
 
     def take_over(self, row: WorkRow, reason: str) -> bool:
@@ -141,13 +145,20 @@ class Journal(Handover):
         changes = {"attempt": attempt + 1, "lease_at": None}
         return self._swap_series(c, row_id, attempt, "take_over", reason, changes=changes)
 
-    def give_back(self, row: tuple[Station, int, int], reason: str) -> bool:
-        """Give up a row whose work is ended in order: it is due at once, and its process did not die over it."""
+    def give_back(self, row: tuple[Station, int, int], reason: str, begun: bool = True) -> bool:
+        """Give up a row whose work is ended in order: it is due at once, and its process did not die over it.
+
+        Parameters
+        ----------
+        begun
+            False where it only waited in that process: no start was counted there.
+        """
         station, row_id, attempt = row
         table, _ = _RUNNING[station]
-        begun = (table.c.id == row_id, table.c.attempt == attempt, table.c.lease_at.is_not(None), table.c.starts > 0)
+        here = (table.c.id == row_id, table.c.attempt == attempt, table.c.lease_at.is_not(None), table.c.starts > 0)
         with self._writing() as c:
-            c.execute(update(table).where(*begun).values(starts=table.c.starts - 1))
+            if begun:
+                c.execute(update(table).where(*here).values(starts=table.c.starts - 1))
             return self._take_over(c, row, reason)
 
     def outlived(self, row: tuple[Station, int, int]) -> None:

@@ -12,94 +12,38 @@ import argparse
 import json
 import statistics
 import sys
-import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from machine import described, machine, table, write_section
 from numpy.typing import NDArray
 
-from engines.inference.segmenter import Segmenter
+from engines.conversion.reference import NnunetPredictor
+from engines.inference.segmenter import open_first
 from engines.model.bundle import Bundle, load_bundle
 from engines.nifti import read_volume
-from engines.volume import Reorientation, Volume
+from engines.volume import Volume
 
 Timed = tuple[Mapping[str, float], NDArray[Any]]
 """Seconds of each stage, and the labels on the volume's own grid."""
 
 
-class NnunetSide:
-    """nnunetv2's predictor with a bundle's weights, its three stages timed one by one."""
+def nnunet_side(bundle: Bundle) -> Callable[[Volume], Timed]:
+    """nnunetv2's own predictor."""
+    predictor = NnunetPredictor(bundle)
 
-    def __init__(self, bundle: Bundle) -> None:
-        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-        from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    def run(volume: Volume) -> Timed:
+        result = predictor.segment([volume])
+        return result.seconds, result.labels
 
-        self.bundle, member = bundle, bundle.members[0]
-        self.manager = PlansManager(json.loads((member.folder / "source/plans.json").read_text()))
-        self.dataset = json.loads((member.folder / "source/dataset.json").read_text())
-        self.configuration = self.manager.get_configuration(member.plan.configuration)
-        network = get_network_from_plans(
-            self.configuration.network_arch_class_name,
-            self.configuration.network_arch_init_kwargs,
-            self.configuration.network_arch_init_kwargs_req_import,
-            member.plan.inputs,
-            member.plan.outputs,
-            deep_supervision=False,
-        )
-        parameters = []
-        for fold in member.folds:
-            own = {key: torch.from_numpy(value) for key, value in member.weights(fold).items()}
-            network.load_state_dict(own, strict=False)  # the other names of the same tensors follow
-            parameters.append({key: value.clone() for key, value in network.state_dict().items()})
-        mirror = member.mirroring_axes or None
-        self.predictor = nnUNetPredictor(
-            use_mirroring=mirror is not None,
-            perform_everything_on_device=False,
-            device=torch.device("cpu"),
-            allow_tqdm=False,
-        )
-        self.predictor.manual_initialization(
-            network, self.manager, self.configuration, parameters, self.dataset, "nnUNetTrainer", mirror
-        )
-
-    def __call__(self, volume: Volume) -> Timed:
-        """Preprocess, predict, export."""
-        from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
-        from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-
-        codes = volume.grid.axis_codes
-        turn = Reorientation.between(codes, self.bundle.orientation or codes)
-        image = np.ascontiguousarray(turn.apply(volume.voxels))
-        spacing = list(turn.grid(volume.grid).spacing_mm)
-        begin = time.perf_counter()
-        data, _, properties = DefaultPreprocessor(verbose=False).run_case_npy(
-            image[None], None, {"spacing": spacing}, self.manager, self.configuration, self.dataset
-        )
-        preprocessed = time.perf_counter()
-        logits = self.predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
-        predicted = time.perf_counter()
-        labels = convert_predicted_logits_to_segmentation_with_correct_shape(
-            logits.numpy(), self.manager, self.configuration, self.predictor.label_manager, properties
-        )
-        end = time.perf_counter()
-        seconds = {
-            "preprocess": preprocessed - begin,
-            "network": predicted - preprocessed,
-            "labels": end - predicted,
-            "total": end - begin,
-        }
-        return seconds, turn.undo(np.asarray(labels))
+    return run
 
 
 def our_side(bundle: Bundle, backend: str, threads: int) -> Callable[[Volume], Timed]:
     """Our segmenter with one backend."""
-    segmenter = Segmenter.open(bundle, [backend], threads=threads)
+    segmenter = open_first(bundle, [backend], threads=threads)
 
     def run(volume: Volume) -> Timed:
         result = segmenter.segment(volume)
@@ -112,7 +56,7 @@ def measure(bundle: Bundle, volume: Volume, threads: int, rounds: int) -> dict[s
     """Every side, interleaved; medians, ratios to nnunetv2, and how many voxels agree with it."""
     torch.set_num_threads(threads)
     sides: dict[str, Callable[[Volume], Timed]] = {
-        "nnunetv2": NnunetSide(bundle),
+        "nnunetv2": nnunet_side(bundle),
         "torch": our_side(bundle, "torch", threads),
         "openvino": our_side(bundle, "openvino", threads),
     }
@@ -165,7 +109,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path, help="put the tables into this Markdown page, as docs/performance.md")
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", module="nnunetv2")
     bundle = load_bundle(arguments.bundle)
     volume = read_volume(arguments.volume, bundle.modalities[0])
     report = {

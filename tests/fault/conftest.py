@@ -428,7 +428,7 @@ allow_selftest_model = true
 folders = [{json.dumps(str(models))}]
 enabled = ["{MODEL}"]
 [segmenter]
-backends = ["torch"]
+engines = ["torch"]
 threads = 1
 [completion]
 quiet_s = {quiet_s}

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from engines.conversion.nnunet import import_results_folder
+from engines.conversion.nnunet import Description, Selection, import_results_folders
 from engines.model.bundle import Bundle
-from engines.model.plan import read_labels, read_plan
+from engines.model.dataset import read_labels
+from engines.model.plan import read_plan
 from engines.nifti import read_volume
 from engines.volume import Volume
 
@@ -41,12 +42,29 @@ class Recipe:
     mirroring: tuple[int, ...] = ()
     orientation: str = "any"
     modality: str = "MR"
+    channels: tuple[tuple[str, str, bool], ...] = ()
+    """Name, normalisation and mask of each image, where there are several."""
+    regions: tuple[tuple[int, ...], ...] = ()
+    """The labels of each region, where the network gives regions; the n-th paints the label n + 1."""
+    previous_stage: bool = False
+    """Whether `small` is the second network of a cascade, after `first`."""
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the network's answer."""
+        return len(self.regions) or self.classes
+
+    @property
+    def inputs(self) -> int:
+        """Channels of the network's input."""
+        return max(1, len(self.channels)) + (self.classes - 1 if self.previous_stage else 0)
 
 
 def plans_of(recipe: Recipe) -> dict[str, Any]:
     """plans.json: the configuration `small` inherits all but its name from `3d_fullres`."""
     dim = len(recipe.patch)
     stages = len(recipe.strides)
+    channels = recipe.channels or (("", recipe.normalization, recipe.use_mask),)
     depth = "n_conv_per_stage" if recipe.network == "PlainConvUNet" else "n_blocks_per_stage"
     function = "resample_torch_fornnunet" if recipe.torch_resampling else "resample_data_or_seg_to_shape"
 
@@ -62,8 +80,8 @@ def plans_of(recipe: Recipe) -> dict[str, Any]:
         "patch_size": list(recipe.patch),
         "median_image_size_in_voxels": [50.0] * dim,
         "spacing": list(recipe.spacing),
-        "normalization_schemes": [recipe.normalization],
-        "use_mask_for_norm": [recipe.use_mask],
+        "normalization_schemes": [normalization for _, normalization, _ in channels],
+        "use_mask_for_norm": [use_mask for _, _, use_mask in channels],
         "resampling_fn_data": function,
         "resampling_fn_seg": function,
         "resampling_fn_probabilities": function,
@@ -92,6 +110,9 @@ def plans_of(recipe: Recipe) -> dict[str, Any]:
         },
         "batch_dice": False,
     }
+    small: dict[str, Any] = {"inherits_from": "3d_fullres", "batch_size": 1}
+    if recipe.previous_stage:
+        small["previous_stage"] = "first"
     backward = [recipe.transpose.index(axis) for axis in range(3)]
     return {
         "dataset_name": "Dataset900_Parity",
@@ -101,17 +122,23 @@ def plans_of(recipe: Recipe) -> dict[str, Any]:
         "image_reader_writer": "SimpleITKIO",
         "transpose_forward": list(recipe.transpose),
         "transpose_backward": backward,
-        "configurations": {"3d_fullres": configuration, "small": {"inherits_from": "3d_fullres", "batch_size": 1}},
+        "configurations": {"3d_fullres": configuration, "small": small},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {"0": CT},
+        "foreground_intensity_properties_per_channel": {str(index): CT for index in range(len(channels))},
     }
 
 
 def dataset_of(recipe: Recipe) -> dict[str, Any]:
     """dataset.json."""
-    labels = {"background": 0, **{f"organ {n}": n for n in range(1, recipe.classes)}}
-    return {"channel_names": {"0": recipe.modality}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+    labels: dict[str, Any] = {"background": 0, **{f"organ {n}": n for n in range(1, recipe.classes)}}
+    names = [name for name, _, _ in recipe.channels] or [recipe.modality]
+    channels = {str(index): name for index, name in enumerate(names)}
+    dataset = {"channel_names": channels, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+    if recipe.regions:
+        dataset["labels"] = {"background": 0, **{f"region {n}": list(r) for n, r in enumerate(recipe.regions, 1)}}
+        dataset["regions_class_order"] = list(range(1, len(recipe.regions) + 1))
+    return dataset
 
 
 class NnunetPlan:
@@ -127,14 +154,25 @@ class NnunetPlan:
         self.label_manager = self.manager.get_label_manager(self.dataset)
         self.plan = read_plan(self.plans, "small", read_labels(self.dataset))
 
-    def preprocessed(self, image: NDArray[np.float32], spacing: tuple[float, ...]) -> tuple[NDArray[np.float32], dict]:
-        """nnU-Net's own preprocessing of an array (D, H, W), and its properties."""
+    def preprocessed(
+        self, image: NDArray[np.float32], spacing: tuple[float, ...], previous: NDArray[np.int16] | None = None
+    ) -> tuple[NDArray[np.float32], dict]:
+        """nnU-Net's own preprocessing of an array (D, H, W) or (C, D, H, W), and its properties.
+
+        `previous` is what the first network of a cascade gave, (D, H, W).
+        """
         from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+        from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
         properties = {"spacing": list(spacing)}
-        data, _, properties = DefaultPreprocessor(verbose=False).run_case_npy(
-            image[None], None, properties, self.manager, self.configuration, self.dataset
+        several = image if image.ndim == 4 else image[None]
+        earlier = None if previous is None else previous[None]
+        data, labels, properties = DefaultPreprocessor(verbose=False).run_case_npy(
+            several, earlier, properties, self.manager, self.configuration, self.dataset
         )
+        if previous is not None:
+            foreground = self.label_manager.foreground_labels
+            data = np.vstack((data, convert_labelmap_to_one_hot(labels[0], foreground, data.dtype)))
         return data, properties
 
     def labels(self, logits: NDArray[np.float16], properties: dict) -> NDArray[np.uint8]:
@@ -159,16 +197,11 @@ class NnunetModel(NnunetPlan):
         self._write()
         card = folder / "card.md"
         card.write_text("# A model of random weights\n")
-        self.bundle: Bundle = import_results_folder(
-            self.results,
+        self.bundle: Bundle = import_results_folders(
+            [self.results],
             folder / "bundle",
-            name="parity",
-            version="1",
-            modalities=[recipe.modality],
-            card=card,
-            orientation=recipe.orientation,
-            storage="float32",
-            mirroring=bool(recipe.mirroring),
+            Description("parity", "1", [recipe.modality], card, recipe.orientation),
+            Selection(storage="float32", mirroring=bool(recipe.mirroring)),
         )
 
     def predictor(self) -> Any:

@@ -13,8 +13,10 @@ from scipy import ndimage
 from engines.backends.base import Placement
 from engines.backends.openvino import OpenVinoBackend
 from engines.backends.torch import TorchBackend
-from engines.inference.segmenter import Segmenter
-from engines.inference.sliding_window import Windowing, gaussian, predict, windows
+from engines.inference.arithmetic import DeviceArithmetic, HostArithmetic, Rule
+from engines.inference.labelling import Source, label_volume
+from engines.inference.segmenter import open_first
+from engines.inference.sliding_window import Plane, Windowing, gaussian, planes, windows
 from engines.measures import dice
 from engines.preprocessing.preprocess import preprocess
 from engines.volume import Grid, Volume
@@ -69,8 +71,15 @@ def test_preprocessing_and_way_back_equal_nnunet(case: str, nnunet_plan: Any, re
     noise = np.random.default_rng(3).standard_normal((4, *ours.image.shape[1:]))
     logits = torch.from_numpy(ndimage.gaussian_filter(noise, (0, 1.5, 1.5, 1.5)) * 20).half()
     truth = model.labels(logits.numpy(), properties)
-    labels = ours.labels(logits.float().contiguous())
-    assert labels.shape == truth.shape == image.shape
+    halved = model.plan.logit_resampling.function == "resample_data_or_seg_to_shape"
+    for arithmetic in (HostArithmetic(1), DeviceArithmetic()):
+        taken = (Plane(logits[:, z].float(), torch.ones(logits.shape[2:])) for z in range(logits.shape[1]))
+        kept = label_volume([Source(taken, ours.taps(), halved)], Rule(), arithmetic, 3)
+        assert_labels(ours.uncropped(kept), truth, image.shape)
+
+
+def assert_labels(labels: NDArray[Any], truth: NDArray[Any], shape: tuple[int, ...]) -> None:
+    assert labels.shape == truth.shape == shape
     assert labels.dtype == truth.dtype
     assert len(np.unique(labels)) == 4
     assert int((labels != truth).sum()) <= 2
@@ -104,9 +113,8 @@ def test_logits_with_half_sums_equal_nnunet_bit_for_bit(
     plan = member.plan
     backend = TorchBackend.open(plan, member.weights("0"), Placement(threads=1))
     windowing = Windowing(plan.patch_size, plan.outputs, member.mirroring_axes, sums=torch.float16)
-    assert torch.equal(
-        predict(data, [lambda patches: next(backend.answers([patches[0]]))[None]], windowing), expected.float()
-    )
+    found = torch.stack([(p.sums / p.weights).clone() for p in planes(data, [backend], windowing)], dim=1)
+    assert torch.equal(found, expected)
 
 
 END_TO_END = {
@@ -127,7 +135,7 @@ def test_segmenter_equals_nnunet_on_mr(case: str, nnunet_model: Any, recipe: Any
     model = nnunet_model(recipe(**END_TO_END[case]), hippocampus.voxels, spacing)
     expected = model.predicted(hippocampus.voxels, spacing)
     for backend in ("torch", "openvino"):
-        with Segmenter.open(model.bundle, [backend], threads=1) as segmenter:
+        with open_first(model.bundle, [backend], threads=1) as segmenter:
             result = segmenter.segment(hippocampus)
         assert result.backend == backend
         assert_agree(result.label_map.labels, expected)
@@ -150,7 +158,7 @@ def test_segmenter_equals_nnunet_on_anisotropic_ct(nnunet_model: Any, recipe: An
     model = nnunet_model(chosen, seen, spacing)
     expected = model.predicted(seen, spacing)[::-1, ::-1]
     for backend in ("torch", "openvino"):
-        with Segmenter.open(model.bundle, [backend], threads=1) as segmenter:
+        with open_first(model.bundle, [backend], threads=1) as segmenter:
             result = segmenter.segment(volume)
         assert result.label_map.grid is grid
         assert_agree(result.label_map.labels, expected)
@@ -163,7 +171,7 @@ def test_segmenter_equals_nnunet_in_2d(nnunet_model: Any, recipe: Any, hippocamp
     model = nnunet_model(chosen, volume.voxels, spacing)
     expected = model.predicted(volume.voxels, spacing)
     for backend in ("torch", "openvino"):
-        with Segmenter.open(model.bundle, [backend], threads=1) as segmenter:
+        with open_first(model.bundle, [backend], threads=1) as segmenter:
             assert_agree(segmenter.segment(volume).label_map.labels, expected)
 
 
@@ -175,7 +183,7 @@ def test_volume_smaller_than_the_patch_equals_nnunet(
     volume = Volume(Grid(shape, hippocampus.grid.affine), hippocampus.voxels[tuple(slice(n) for n in shape)], "MR")
     model = nnunet_model(recipe(spacing=(1.0, 1.2, 1.0)), volume.voxels, (1.0, 1.0, 1.0))
     expected = model.predicted(volume.voxels, (1.0, 1.0, 1.0))
-    with Segmenter.open(model.bundle, ["torch"], threads=1) as segmenter:
+    with open_first(model.bundle, ["torch"], threads=1) as segmenter:
         assert_agree(segmenter.segment(volume).label_map.labels, expected)
 
 

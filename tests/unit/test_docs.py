@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.cli import _parser as models_parser
 from node.cli import parser
 from node.config import Settings
 from node.domain.counts import JournalCounts, QueueCount
@@ -124,6 +125,14 @@ def test_a_command_of_the_documentation_can_be_given(page: Path) -> None:
         assert word in commands, line
         for option in re.findall(r"(?<![\w-])--[a-z-]+", rest):
             assert option in commands[word]._option_string_actions, f"{_name(page)}: hilum {line}"
+
+
+def test_every_option_of_the_import_is_explained() -> None:
+    """docs/commands.md lists what `hilum-models import` can be told."""
+    (commands,) = [a for a in models_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    options = set(commands.choices["import"]._option_string_actions) - {"-h", "--help", "--json"}
+    section = (DOCS / "commands.md").read_text(encoding="utf-8").partition("hilum-models import")[2]
+    assert options <= set(re.findall(r"--[a-z-]+", section))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)

@@ -73,6 +73,9 @@ def test_pages_say_what_a_reader_needs(
     text = text_of(pdf, tmp_path)
     for expected in ("ST000000", "2026-01-05", "phantom 1.0.0", "lossy compression", "Left kidney", "not found"):
         assert expected in text
+    running = " ".join(text.split())
+    for expected in ("openvino float32 (openvino 2026.4.1", "certificate 0123456789ab"):
+        assert expected in running
     for finding in c.findings.present:
         assert readable_ml(finding.volume_ml) in text
     pages = len(pikepdf.open(BytesIO(pdf)).pages)

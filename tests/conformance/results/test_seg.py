@@ -207,6 +207,17 @@ def test_background_is_last_and_the_segments_are_described(
         assert len(item.RecommendedDisplayCIELabValue) == 3
 
 
+def test_the_engine_and_its_certificate_are_named(
+    tmp_path: Path, small: Acquisition, composition_of: Callable[..., Composition]
+) -> None:
+    """And highdicom, which parts the parameters at commas, reads each whole."""
+    seg = highdicom.seg.segread(seg_of(composition_of(small), tmp_path / "out", "binary"))
+    parameters = seg.get_segment_description(1).algorithm_identification.parameters
+    assert set(parameters) == {"model", "configuration", "engine", "choice"}
+    assert parameters["engine"] == "openvino float32 (openvino 2026.4.1; torch 2.13.0) on CPU"
+    assert "certificate 0123456789ab; torch float32: slower" in parameters["choice"]
+
+
 def test_header_is_the_sources_where_it_must_be_and_ours_elsewhere(
     tmp_path: Path, small: Acquisition, composition_of: Callable[..., Composition]
 ) -> None:

@@ -168,6 +168,14 @@ def test_tree_is_that_of_the_requirements(rich: Composition, tmp_path: Path) -> 
     assert volume.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue == "cm3"
     assert volume.ContentSequence[0].ConceptCodeSequence[0].CodeValue == "126030"
     assert (liver["111001"].TextValue, liver["111003"].TextValue) == ("phantom", "1.0.0")
+    parameters = [
+        child.TextValue
+        for child in groups["phantom liver"].ContentSequence
+        if child.ConceptNameCodeSequence[0].CodeValue == "111002"
+    ]
+    assert parameters[2] == "engine openvino float32 (openvino 2026.4.1, torch 2.13.0) on CPU"
+    assert parameters[3].startswith("choice openvino float32: taken")
+    assert "certificate 0123456789ab" in parameters[3]
     side = children(groups["phantom kidney_right"])["363698007"].ContentSequence[0]
     assert side.ConceptNameCodeSequence[0].CodeValue == "272741003"
     assert side.ConceptCodeSequence[0].CodeValue == "24028007"

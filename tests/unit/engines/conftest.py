@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from engines.conversion.nnunet import import_results_folder
+from engines.conversion.nnunet import Description, Selection, import_results_folders
 from engines.model.bundle import Bundle
+from engines.model.dataset import read_labels
 from engines.model.network import tensors
-from engines.model.plan import Plan, read_labels, read_plan
+from engines.model.plan import Plan, read_plan
 
 PATCH = (8, 8, 8)
 
@@ -144,18 +146,48 @@ def results(tmp_path: Path, plans: dict[str, Any], dataset: dict[str, Any], chec
 
 
 @pytest.fixture
-def make_bundle(results: Path, card: Path, tmp_path: Path) -> Callable[..., Bundle]:
-    """Import the results folder; keyword arguments are those of `import_results_folder`."""
+def more_results(tmp_path: Path, plans: dict[str, Any], dataset: dict[str, Any]) -> Callable[..., Path]:
+    """Makes a further results folder of one fold, random weights, beside the others.
 
-    def make(folder: str = "bundle", **changes: Any) -> Bundle:
-        arguments: dict[str, Any] = {
+    `plans` and `dataset` take the place of the fixtures' own; `configuration` must be in the plans.
+    """
+
+    def make(configuration: str, prefix: str = "nnUNetTrainer__nnUNetPlans", **changes: Any) -> Path:
+        own_plans, own_dataset = changes.get("plans", plans), changes.get("dataset", dataset)
+        folder = changes.get("parent", tmp_path) / f"{prefix}__{configuration}"
+        (folder / "fold_0").mkdir(parents=True)
+        (folder / "plans.json").write_text(json.dumps(own_plans))
+        (folder / "dataset.json").write_text(json.dumps(own_dataset))
+        plan = read_plan(own_plans, configuration, read_labels(own_dataset))
+        source = torch.Generator().manual_seed(len(configuration))
+        shapes = tensors(plan.architecture, plan.inputs, plan.outputs)
+        checkpoint = {
+            "network_weights": {key: torch.randn(shape, generator=source) for key, shape in shapes.items()},
+            "init_args": {"configuration": configuration, "fold": 0},
+            "trainer_name": "nnUNetTrainer",
+            "inference_allowed_mirroring_axes": None,
+        }
+        torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def make_bundle(results: Path, card: Path, tmp_path: Path) -> Callable[..., Bundle]:
+    """Import the results folder; keyword arguments are the fields of `Description` and `Selection`."""
+
+    def make(folder: str = "bundle", folders: Sequence[Path] = (), **changes: Any) -> Bundle:
+        told: dict[str, Any] = {
             "name": "unit",
             "version": "1.0",
             "modalities": ["MR"],
             "card": card,
             "orientation": "any",
+            **changes,
         }
+        chosen = {each.name: told.pop(each.name) for each in fields(Selection) if each.name in told}
         shutil.rmtree(tmp_path / folder, ignore_errors=True)
-        return import_results_folder(results, tmp_path / folder, **{**arguments, **changes})
+        return import_results_folders(folders or [results], tmp_path / folder, Description(**told), Selection(**chosen))
 
     return make

@@ -13,6 +13,7 @@ import pytest
 
 from engines.cli import main
 from engines.model.bundle import Bundle, load_bundle
+from engines.model.certificate import certificates_path, parity_folder, read_records
 from engines.nifti import read_label_map, write_label_map, write_volume
 from engines.volume import Grid, LabelMap, Volume
 
@@ -39,6 +40,34 @@ def test_import(results: Path, card: Path, tmp_path: Path, capsys: pytest.Captur
     assert bundle.limits.min_extent_mm == (10.0, 20.0, 30.0)
     assert bundle.unreported == (2,)
     assert bundle.evaluation == {"dice": 0.87}
+
+
+def test_import_says_which_labels_have_no_code(
+    results: Path, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = f"--out {tmp_path}/b --name unit --version 1 --modality MR --card {card} --orientation any".split()
+    arguments = ["import", str(results), *options, "--label-name", "2=left cyst", "--label-name", "1=spleen"]
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert "No code yet for: left cyst." in said.err
+    assert "models.segments" in said.err
+    assert dict(load_bundle(tmp_path / "b").labels) == {1: "spleen", 2: "left cyst"}
+    assert main(["show", str(tmp_path / "b"), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert (described["coded"], described["uncoded"]) == (["spleen"], ["left cyst"])
+    arguments[arguments.index(f"{tmp_path}/b")] = f"{tmp_path}/c"
+    assert main([*arguments, "--unreported", "left cyst"]) == 0
+    assert "No code" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("told", ["spleen", "a=spleen", "1="])
+def test_label_name_is_a_number_and_a_name(
+    results: Path, card: Path, tmp_path: Path, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = f"--out {tmp_path}/b --name unit --version 1 --modality MR --card {card}".split()
+    with pytest.raises(SystemExit):
+        main(["import", str(results), *options, "--label-name", told])
+    assert "is not NUMBER=NAME" in capsys.readouterr().err
 
 
 def test_import_without_orientation_is_refused(
@@ -100,6 +129,73 @@ def test_evaluate(
     assert json.loads((tmp_path / "figures.json").read_text()) == report["summary"]
     assert main(arguments) == 0
     assert "1/1 one" in capsys.readouterr().err
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Path:
+    """Two images of 8,000 voxels, with something to see."""
+    (tmp_path / "volumes").mkdir()
+    for number in range(2):
+        voxels = np.random.default_rng(number).standard_normal((20, 20, 20)).astype(np.float32)
+        write_volume(tmp_path / f"volumes/case{number}.nii.gz", Volume(Grid((20, 20, 20), np.eye(4)), voxels, "MR"))
+    return tmp_path / "volumes"
+
+
+def test_verify_against_torch(
+    make_bundle: Callable[..., Bundle], volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle()
+    arguments = ["verify", str(bundle.folder), "--volumes", str(volumes), "--against", "torch", "--threads", "1"]
+    assert main([*arguments, "--engine", "openvino", "--limit", "1", "--keep"]) == 0
+    said = capsys.readouterr()
+    assert "openvino float32 (openvino 20" in said.out
+    assert "passed: " in said.out
+    assert "case0" in said.out
+    assert "case1" not in said.out
+    (made,) = read_records(certificates_path(bundle.folder)).certificates
+    assert (made.key.digest, made.key.engine, made.verdict.outcome) == (bundle.digest, "openvino float32", "passed")
+    assert made.number in said.out
+    assert [path.name for path in parity_folder(bundle.folder).iterdir()] == ["case0.nii.gz"]
+
+    elsewhere = tmp_path / "records.json"
+    strict = [*arguments, "--engine", "openvino", "--dice", "1.1", "--out", str(elsewhere)]
+    assert main([*strict, "--json"]) == 1
+    (plain,) = json.loads(capsys.readouterr().out)
+    assert plain["verdict"]["outcome"] == "failed"
+    assert plain["limits"]["dice"] == 1.1
+    assert read_records(elsewhere).certificates[0].number == plain["number"]
+    assert main(strict) == 1
+    assert "below 1.1" in capsys.readouterr().out
+
+
+def test_verify_says_what_is_wrong_in_one_line(
+    make_bundle: Callable[..., Bundle], volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = str(make_bundle().folder)
+    for arguments, reason in (
+        (["--volumes", f"{tmp_path}/none"], "no such folder of images"),
+        (["--volumes", str(volumes), "--engine", "tensorflow"], "there is no such backend"),
+        (["--volumes", str(volumes), "--engine", "openvino float16"], "float16"),
+    ):
+        assert main(["verify", bundle, "--against", "torch", *arguments]) == 1
+        assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_import_verifies_straight_after(
+    results: Path, card: Path, volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against nnunetv2's own predictor; the certificates lie beside the new bundle."""
+    pytest.importorskip("nnunetv2")
+    out = tmp_path / "bundle"
+    options = f"--out {out} --name unit --version 1.0 --modality MR --card {card} --orientation any"
+    status = main(["import", str(results), *options.split(), "--volumes", str(volumes), "--json"])
+    described = json.loads(capsys.readouterr().out)
+    made = read_records(certificates_path(out)).certificates
+    assert [each.number for each in made] == [each["number"] for each in described["certificates"]]
+    assert made[0].reference.startswith("nnunetv2 ")
+    assert made[0].key.digest == load_bundle(out).digest
+    assert made[0].volumes[0].equal_voxels > 0.99
+    assert status == int(any(each.verdict.outcome != "passed" for each in made))
 
 
 def test_help_needs_no_torch() -> None:

@@ -157,8 +157,11 @@ def test_ports_may_be_none_or_on_other_addresses() -> None:
         ("[node]\nname = 'Röntgen 1'", ["node.name", "small letters"]),
         ("[node]\nuid_root = '1.2.x'", ["node.uid_root = '1.2.x'", "digits and dots"]),
         ("[node]\ntimezone = 'Europe/Berln'", ["node.timezone = 'Europe/Berln'", "Europe/Berlin"]),
-        ("[segmenter]\nbackends = ['tensorflow']", ["segmenter.backends[1] = 'tensorflow'", "'openvino' or 'torch'"]),
-        ("[segmenter]\nbackends = []", ["segmenter.backends", "at least 1"]),
+        ("[segmenter]\nengines = ['tensorflow']", ["segmenter.engines[1] = 'tensorflow'", "'openvino bfloat16'"]),
+        ("[segmenter]\nengines = ['openvino float16']", ["segmenter.engines[1]", "'torch float16'"]),
+        ("[segmenter]\nbackends = ['torch']", ["segmenter.backends: no such key"]),
+        ("[segmenter]\ncertificate_dice = 1.1", ["segmenter.certificate_dice = 1.1", "less than or equal to 1"]),
+        ("[segmenter]\ncertificate_volume_percent = -1", ["segmenter.certificate_volume_percent", "per cent"]),
         ("[[peer]]\nname = 'a'\nae_title = 'A'", ["peer[1].addresses", "is missing", "CIDR"]),
         ("[[peer]]\nname = 'a'\nae_title = 'A'\naddresses = ['10.0.0.1/8']", ["peer[1].addresses[1]", "10.1.2.0/24"]),
         (

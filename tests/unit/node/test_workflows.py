@@ -157,6 +157,23 @@ def test_rule_2_claimed_but_never_begun(journal: Journal, engine: Engine, sweep:
     assert engine.enqueued == [f"segment.{job_id}.2"]
 
 
+def test_rule_2_what_waits_in_a_process_is_left_alone(
+    journal: Journal, engine: Engine, sweep: Sweep, clock: Clock
+) -> None:
+    """Claimed and not begun is well while its process says that it waits there for its place."""
+    job_id = queued_job(journal)
+    engine.known[f"segment.{job_id}.1"] = EngineRow(EngineState.CLAIMED)
+    for _ in range(20):
+        journal.renew([(Station.SEGMENT, job_id, 1)])
+        sweep.turn()
+        clock.now += 3.0
+    assert (job_of(journal, job_id).attempt, job_of(journal, job_id).state) == (1, JobState.QUEUED)
+    for _ in range(12):
+        sweep.turn()
+        clock.now += 3.0
+    assert job_of(journal, job_id).attempt == 2
+
+
 def test_rule_3_enqueued_by_another_version(journal: Journal, engine: Engine, sweep: Sweep) -> None:
     """T4: after an update nothing moves, unless somebody asks for it anew."""
     job_id = queued_job(journal)
@@ -333,6 +350,35 @@ def test_the_watchdog_ends_a_process_that_hangs(journal: Journal) -> None:
     leases.stop()
     assert ended
     assert ended[0] == WATCHDOG_EXIT == 75
+
+
+def test_who_waits_for_others_does_not_hang(journal: Journal) -> None:
+    """Its time stands still while it rests, and goes on afterwards; its lease is renewed all the while."""
+    job_id = queued_job(journal)
+    ended: list[int] = []
+    leases = Leases(journal, dict.fromkeys(Station, 0.5), lambda: None, 0.05, ended.append)
+    leases.start()
+    row = (Station.SEGMENT, job_id, 1)
+    with leases.hold(*row):
+        with leases.rest(*row, begun=False):
+            assert not leases.begun(row)
+            time.sleep(1.2)
+        assert leases.begun(row)
+        assert not ended
+        assert journal.work(Station.SEGMENT)[0].lease_at is not None, "it waits here, and that is known"
+        with leases.rest(*row, begun=True):
+            assert leases.begun(row)
+        time.sleep(1.2)
+    leases.stop()
+    assert ended
+
+
+def test_what_only_waited_was_not_begun(journal: Journal) -> None:
+    """Given back at a stop, no death is struck out that an earlier try died."""
+    job_id = queued_job(journal)
+    assert journal.begin_job(job_id, 1) is not None, "its process died"
+    assert journal.give_back((Station.SEGMENT, job_id, 1), "stopped", begun=False)
+    assert journal.starts_of(job_id) == 1
 
 
 def _call(journal: Journal, run: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from engines.conversion.nnunet import import_results_folder
+from engines.conversion.nnunet import Description, import_results_folders
 from engines.errors import BundleError
 from engines.model.bundle import Bundle
 
@@ -244,10 +244,9 @@ def test_reader_that_leaves_images_as_they_lie_needs_the_orientation(
 
 
 def test_failed_import_leaves_nothing(results: Path, card: Path, tmp_path: Path) -> None:
-    told: dict[str, Any] = {"version": "1", "modalities": ["MR"], "card": card, "orientation": "SPL"}
     with pytest.raises(BundleError, match="name"):
-        import_results_folder(results, tmp_path / "out", name="Not Allowed", **told)
+        import_results_folders([results], tmp_path / "out", Description("Not Allowed", "1", ["MR"], card, "SPL"))
     assert not list(tmp_path.glob("*out*"))
     (tmp_path / "out").mkdir()
     with pytest.raises(BundleError, match="exists already"):
-        import_results_folder(results, tmp_path / "out", name="unit", **told)
+        import_results_folders([results], tmp_path / "out", Description("unit", "1", ["MR"], card, "SPL"))

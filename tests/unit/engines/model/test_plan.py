@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from engines.errors import BundleError
-from engines.model.plan import Labels, read_labels, read_plan
+from engines.model.dataset import Labels, read_labels
+from engines.model.plan import read_plan, read_previous_stage
 
 ORGANS = Labels({1: "liver", 2: "spleen"}, ("MRI",))
 
@@ -40,10 +41,13 @@ def test_old_style_equals_what_nnunet_makes_of_it(test_data: Path) -> None:
 
 
 @pytest.mark.data
-def test_real_new_style_of_four_channels_is_refused_by_name(test_data: Path) -> None:
+def test_real_new_style_of_four_channels(test_data: Path) -> None:
     plans = json.loads((test_data / "nnunet-json/brats2021-4ch-3d-new-style/nnUNetPlans.json").read_text())
-    with pytest.raises(BundleError, match="4 channels"):
-        read_plan(plans, "3d_fullres", Labels({1: "tumour"}, ("T1", "T1c", "T2", "FLAIR")))
+    plan = read_plan(plans, "3d_fullres", Labels({1: "tumour"}, ("T1", "T1c", "T2", "FLAIR")))
+    assert [channel.name for channel in plan.channels] == ["T1", "T1c", "T2", "FLAIR"]
+    assert all(channel.use_mask for channel in plan.channels)
+    assert plan.channels[3].intensities.std == pytest.approx(4629.87939453125)
+    assert plan.inputs == 4
 
 
 def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
@@ -72,7 +76,6 @@ NET = (*FULL, "architecture", "arch_kwargs")
         (_set(*FULL, "resampling_fn_data", "my_fn"), "resampling_fn_data: 'my_fn' is not taken"),
         (_set(*FULL, "normalization_schemes", ["Mine"]), "normalization_schemes: 'Mine' is not taken"),
         (_set(*FULL, "preprocessor_name", "Mine"), "preprocessor_name: 'Mine'"),
-        (_set(*FULL, "previous_stage", "3d_lowres"), "cascades are not taken yet"),
         (_set(*FULL, "architecture", "network_class_name", "a.b.PrimusM"), "network 'PrimusM' is not taken"),
         (_set(*NET, "norm_op", "torch.nn.BatchNorm3d"), "norm_op: 'BatchNorm3d'"),
         (_set(*NET, "conv_op", "os.system"), "conv_op: 'system'"),
@@ -84,7 +87,9 @@ NET = (*FULL, "architecture", "arch_kwargs")
         (_set(*FULL, "spacing", [1.0, 0.0, 1.0]), "spacing"),
         (_set("transpose_forward", [0, 2, 1]), "no inverses"),
         (_set("transpose_forward", [0, 0, 1]), "no inverses"),
-        (_set("image_reader_writer", "NaturalImage2DIO"), "image_reader_writer: 'NaturalImage2DIO'"),
+        (_set("image_reader_writer", "NaturalImage2DIO"), "reads single pictures"),
+        (_set("image_reader_writer", "BlosC2"), "image_reader_writer: 'BlosC2'"),
+        (_set(*FULL, "use_mask_for_norm", [None]), "use_mask_for_norm: None"),
         (_set("label_manager", "Mine"), "label_manager: 'Mine'"),
         (_set("configurations", "small", "inherits_from", "gone"), "gone is not there; known: 3d_fullres, small"),
         (_set("configurations", "small", "inherits_from", "small"), "circle"),
@@ -108,31 +113,65 @@ def test_ct_normalisation_needs_statistics(plans: dict[str, Any]) -> None:
         read_plan(plans, "small", ORGANS)
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ({"background": 0, "liver": 1, "spleen": 1}, "without gap or repetition"),
-        ({"background": 0, "liver": 2}, "without gap or repetition"),
-        ({"background": 1, "liver": 0}, "`background` must be there and be 0"),
-        ({"liver": 0}, "`background`"),
-        ({"background": 0}, "none but background"),
-        ({"background": 0, "whole": [1, 2], "core": 2}, "regions are not taken yet"),
-        ({"background": 0, "liver": 1, "ignore": 5}, "must follow the last label"),
-        ({"background": 0, "liver": True}, "not one whole number"),
-    ],
-)
-def test_labels_refused(dataset: dict[str, Any], labels: dict[str, Any], message: str) -> None:
-    with pytest.raises(BundleError, match=message):
-        read_labels(dataset | {"labels": labels})
-
-
 def test_ignore_label_has_no_output(dataset: dict[str, Any], plans: dict[str, Any]) -> None:
     labels = read_labels(dataset | {"labels": {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}})
-    assert labels.names == {1: "liver", 2: "spleen"}
     plan = read_plan(plans, "small", labels)
     assert (plan.outputs, plan.ignore_label) == (3, 3)
 
 
-def test_regions_order_is_refused(dataset: dict[str, Any]) -> None:
-    with pytest.raises(BundleError, match="regions_class_order"):
-        read_labels(dataset | {"regions_class_order": [1, 2]})
+def test_regions_are_the_outputs(dataset: dict[str, Any], plans: dict[str, Any]) -> None:
+    regions = {"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3]}, "regions_class_order": [1, 2]}
+    plan = read_plan(plans, "small", read_labels(dataset | regions))
+    assert (plan.outputs, plan.region_order, plan.labels) == (2, (1, 2), (1, 2))
+    assert plan.previous_labels == ()
+
+
+def test_each_channel_has_its_own_normalisation(plans: dict[str, Any]) -> None:
+    _set(*FULL, "normalization_schemes", ["CTNormalization", "ZScoreNormalization"])(plans)
+    _set(*FULL, "use_mask_for_norm", [False, True])(plans)
+    plan = read_plan(plans, "small", Labels({1: "tumour"}, ("CT", "PET")))
+    ct, pet = plan.channels
+    assert (ct.name, ct.normalization, ct.use_mask) == ("CT", "CTNormalization", False)
+    assert ct.intensities is not None
+    assert (pet.name, pet.normalization, pet.use_mask, pet.intensities) == ("PET", "ZScoreNormalization", True, None)
+    with pytest.raises(BundleError, match="do not fit 1 channels"):
+        read_plan(plans, "small", ORGANS)
+
+
+def test_second_network_of_a_cascade_sees_the_labels_of_the_first(plans: dict[str, Any]) -> None:
+    _set("configurations", "small", "previous_stage", "3d_lowres")(plans)
+    plan = read_plan(plans, "small", ORGANS)
+    assert (plan.previous_labels, plan.inputs, plan.outputs) == ((1, 2), 3, 3)
+    assert plan.label_resampling is not None
+    assert plan.label_resampling.order == 1
+    assert read_previous_stage(plans, "small") == "3d_lowres"
+    assert read_previous_stage(plans, "3d_fullres") is None
+    assert read_plan(plans, "3d_fullres", ORGANS).label_resampling is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("resampling_fn_seg", "mine", "resampling_fn_seg: 'mine' is not taken"),
+        ("resampling_fn_seg_kwargs", {"is_seg": False, "order": 1}, "is_seg: False is not taken"),
+        ("resampling_fn_seg_kwargs", {"is_seg": True}, "order 0 or 1 and order_z 0, not order 3"),
+        ("resampling_fn_seg_kwargs", {"is_seg": True, "order": 1, "order_z": 1}, "and order_z 1"),
+        ("resampling_fn_seg_kwargs", {"is_seg": True, "order": 1, "seg_tiebreak": "lowest"}, "unknown key: seg_tie"),
+        ("resampling_fn_seg", "no_resampling_hack", "unknown key: force_separate_z"),
+    ],
+)
+def test_label_resampling_of_a_cascade_is_refused(plans: dict[str, Any], key: str, value: object, message: str) -> None:
+    _set("configurations", "small", "previous_stage", "3d_lowres")(plans)
+    _set(*FULL, key, value)(plans)
+    with pytest.raises(BundleError, match=message):
+        read_plan(plans, "small", ORGANS)
+
+
+def test_torch_variant_that_saves_memory_is_refused(plans: dict[str, Any]) -> None:
+    _set("configurations", "small", "previous_stage", "3d_lowres")(plans)
+    _set(*FULL, "resampling_fn_seg", "resample_torch_fornnunet")(plans)
+    _set(*FULL, "resampling_fn_seg_kwargs", {"is_seg": True, "memefficient_seg_resampling": True})(plans)
+    with pytest.raises(BundleError, match="memefficient_seg_resampling: true"):
+        read_plan(plans, "small", ORGANS)
+    _set(*FULL, "resampling_fn_seg_kwargs", {"is_seg": True, "memefficient_seg_resampling": False})(plans)
+    assert read_plan(plans, "small", ORGANS).previous_labels == (1, 2)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
+import torch
 
 from engines.errors import BundleError, UnsuitableVolume
 from engines.model.plan import Channel, Intensities, Normalization
@@ -13,10 +13,10 @@ CT = Intensities(mean=50.0, std=100.0, percentile_00_5=-100.0, percentile_99_5=3
 
 
 def run(scheme: Normalization, values: list[float], inside: list[bool] | None = None) -> list[float]:
-    image = np.array(values, dtype=np.float32).reshape(1, 1, -1)
-    mask = None if inside is None else np.array(inside).reshape(1, 1, -1)
+    image = torch.tensor(values, dtype=torch.float32).reshape(1, 1, -1)
+    mask = None if inside is None else torch.tensor(inside).reshape(1, 1, -1)
     normalize(image, Channel("x", scheme, mask is not None, CT), mask)
-    return image.ravel().tolist()
+    return image.flatten().tolist()
 
 
 def test_ct_clips_then_scales() -> None:
@@ -47,4 +47,4 @@ def test_rgb_refuses_other_values() -> None:
 
 def test_ct_without_statistics() -> None:
     with pytest.raises(BundleError, match="without intensity statistics"):
-        normalize(np.zeros((1, 1, 1), dtype=np.float32), Channel("x", "CTNormalization", False, None), None)
+        normalize(torch.zeros((1, 1, 1)), Channel("x", "CTNormalization", False, None), None)

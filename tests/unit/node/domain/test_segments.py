@@ -70,6 +70,25 @@ def test_hippocampus_parts_claim_no_side() -> None:
     assert {table[name].modifier.meaning for name in ("Anterior", "Posterior")} == {"Anterior", "Posterior"}
 
 
+def test_errors_of_the_mapping_that_was_drawn_from_are_not_copied() -> None:
+    """R15: a code for the right side alone is not that of both; a code that says its side needs no modifier."""
+    table = load_segments(SHIPPED)
+    assert table["subclavian_artery_left"].type == Code("36765005", "SCT", "Subclavian artery")
+    assert table["subclavian_artery_right"].type == table["subclavian_artery_left"].type
+    assert table["atrial_appendage_left"].type == Code("33626005", "SCT", "Left auricular appendage")
+    assert table["atrial_appendage_left"].modifier is None
+    assert table["lung_middle_lobe_right"].modifier is None
+
+
+def test_name_and_modifier_tell_one_side() -> None:
+    for name, segment in load_segments(SHIPPED).items():
+        for side, other in (("left", "right"), ("right", "left")):
+            if name.endswith(f"_{side}"):
+                assert segment.label.lower().find(other) < 0
+                assert side in segment.label.lower()
+                assert segment.modifier is None or segment.modifier.meaning.lower() == side
+
+
 def test_colours_of_the_shipped_models_differ() -> None:
     """Organs of one picture can be told apart."""
     table = load_segments(SHIPPED)

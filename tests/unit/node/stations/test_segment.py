@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +48,7 @@ class Segmenter:
     """The small interface of an open model; it labels what is bright, or fails as it is told."""
 
     bundle = BUNDLE
+    waits = False
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
@@ -62,7 +67,7 @@ class Segmenter:
             progress(1.0)
         seconds = {"preprocess": 0.1, "network": 0.2, "labels": 0.1, "total": 0.4}
         label_map = LabelMap(volume.grid, labels, BUNDLE.labels)
-        return Segmentation(label_map, "torch", "float32", "cpu", "asked for", "torch 2", seconds)
+        return Segmentation(label_map, "torch", "float32", "cpu", "asked for", "sums of logits", "torch 2", seconds)
 
     def close(self) -> None:
         pass
@@ -169,6 +174,81 @@ def test_twice_is_never_wrong(journal: Journal, bench: Bench, paths: list[Path])
     assert bench.run(job_id, 1) == "composed"
     assert bench.run(job_id, 1) == "not_mine"
     assert len(record_of(journal, job_id).deliveries) == 3
+
+
+def test_one_is_on_the_device_and_another_loads_meanwhile(
+    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second has read its pixels while the first still computes, and waits without hanging."""
+    from node.stations import segment as station
+
+    loaded, waiting, on_device = threading.Semaphore(0), threading.Event(), []
+    real = station.read_volume
+
+    def read_volume(*arguments: Any) -> Any:
+        found = real(*arguments)
+        loaded.release()
+        return found
+
+    @contextlib.contextmanager
+    def rest(_job: int, _attempt: int, begun: bool) -> Iterator[None]:
+        assert begun
+        waiting.set()
+        yield
+
+    def compute() -> None:
+        on_device.append(threading.get_ident())
+        if len(set(on_device)) == 1:
+            assert loaded.acquire(timeout=60), "this job's own volume"
+            assert loaded.acquire(timeout=60), "nobody loads while the device is busy"
+            assert waiting.wait(60)
+            assert len(on_device) == 1, "two on one device"
+
+    monkeypatch.setattr(station, "read_volume", read_volume)
+    segmenter.before = compute
+    two = replace(bench, models=Models({"any": BUNDLE, "other": BUNDLE}, lambda _: segmenter), rest=rest)  # type: ignore[arg-type,return-value]
+    receive(journal, paths)
+    (series,) = journal.open_series()
+    journal.judge(series, Evidence.SILENCE)
+    (row,) = journal.work(Station.ASSEMBLE)
+    rules = tuple(Rule(name, name, (), ()) for name in ("any", "other"))
+    facts = {name: ModelFacts(name, "m" * 64, ("CT",)) for name in ("any", "other")}
+    Assembler(journal, rules, facts, "c" * 64).run(row.id, row.attempt)
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(two.run, job.id, 1) for job in journal.list_jobs()]
+        assert [each.result(120) for each in done] == ["composed", "composed"]
+    assert len(set(on_device)) == 2
+
+
+def test_what_a_process_died_over_waits_for_the_others_and_is_not_begun(
+    journal: Journal, bench: Bench, paths: list[Path]
+) -> None:
+    """A death is counted against what was worked on, not against what waited beside it."""
+    job_id = job_for(journal, paths, ())
+    assert journal.begin_job(job_id, 1) is not None, "a process that has died since"
+    waits, may = threading.Event(), threading.Event()
+
+    @contextlib.contextmanager
+    def rest(_job: int, _attempt: int, begun: bool) -> Iterator[None]:
+        assert not begun
+        waits.set()
+        yield
+
+    resting = replace(bench, rest=rest)
+
+    def other() -> None:
+        with resting.turns.place(False, contextlib.nullcontext):
+            may.wait(60)
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(other)
+        while not resting.turns.inside:
+            time.sleep(0.01)
+        done = pool.submit(resting.run, job_id, 1)
+        assert waits.wait(60)
+        assert journal.starts_of(job_id) == 1
+        may.set()
+        assert done.result(120) == "composed"
 
 
 def test_a_repetition_makes_the_same_objects(

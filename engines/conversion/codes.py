@@ -1,0 +1,33 @@
+"""Which labels of a model have their codes in the table that comes with the program (dicom_config/segments.csv)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection
+from importlib.resources import files
+
+from engines.errors import BundleError
+from engines.model.bundle import Bundle
+
+_TABLE = "segments.csv"
+
+
+def coded_names() -> frozenset[str]:
+    """The names that have a row.
+
+    Raises
+    ------
+    BundleError
+        Where the table does not lie beside the program.
+    """
+    try:
+        text = files("dicom_config").joinpath(_TABLE).read_text(encoding="utf-8")
+    except (ModuleNotFoundError, OSError) as error:
+        raise BundleError(f"dicom_config/{_TABLE}: not there: {error}; install the program again") from error
+    return frozenset(row["name"] for row in csv.DictReader(text.splitlines()))
+
+
+def uncoded_labels(bundle: Bundle, coded: Collection[str]) -> list[str]:
+    """The labels that results mention and no row describes, in the order of their numbers."""
+    reported = [name for label, name in sorted(bundle.labels.items()) if label not in bundle.unreported]
+    return [name for name in reported if name not in coded]

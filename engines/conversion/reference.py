@@ -1,0 +1,257 @@
+"""nnunetv2's own predictor with the weights of a bundle: what our masks are held against.
+
+Preprocessing, windows, export, cascade, ensemble and postprocessing are the package's own functions (extra `train`),
+fed from the plans.json and dataset.json that the bundle keeps. It adds up in float16: that is how it behaves.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines.errors import BackendUnavailable, BundleError
+from engines.model.bundle import Bundle, Member
+from engines.volume import Reorientation, Volume
+
+_MEND = "pip install 'hilum[train]'"
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """What nnunetv2 answered.
+
+    Attributes
+    ----------
+    labels
+        uint8 or uint16, (D, H, W), on the volume's own grid.
+    seconds
+        Of preprocess, network and labels, summed over the members, and the total.
+    """
+
+    labels: NDArray[Any]
+    seconds: Mapping[str, float]
+
+
+class NnunetPredictor:
+    """A bundle as nnunetv2 runs it.
+
+    Raises
+    ------
+    BackendUnavailable
+        Where nnunetv2 is not installed, or cannot be imported.
+    BundleError
+        Where the bundle keeps no plans.json and dataset.json.
+    """
+
+    def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
+        self.bundle = bundle
+        self.name = nnunet_version()
+        with _quiet():
+            self._members = {member.name: _NnunetMember(member, device) for member in bundle.members}
+
+    def segment(self, volumes: Sequence[Volume]) -> Predicted:
+        """Labels of one image, its channels in the bundle's order."""
+        clock = _Clock()
+        codes = volumes[0].grid.axis_codes
+        turn = Reorientation.between(codes, self.bundle.orientation or codes)
+        image = np.stack([turn.apply(volume.voxels) for volume in volumes])
+        spacing = turn.grid(volumes[0].grid).spacing_mm
+        with _quiet(), TemporaryDirectory(prefix="hilum-") as scratch:
+            labels = self._labels(image, spacing, Path(scratch), clock)
+            with clock.stage("labels"):
+                labels = self._postprocessed(labels)
+        seconds = {**clock.spent, "total": sum(clock.spent.values())}
+        return Predicted(np.ascontiguousarray(turn.undo(labels)), seconds)
+
+    def logits(self, member: str, patch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the network of a member's first fold answers to one patch (C, *patch): float32, (outputs, *patch)."""
+        with _quiet():
+            return self._members[member].logits(patch)
+
+    def _labels(
+        self, image: NDArray[np.float32], spacing: Sequence[float], scratch: Path, clock: _Clock
+    ) -> NDArray[Any]:
+        """Stage after stage; the probabilities of an ensemble's members are averaged as nnU-Net does, from files."""
+        from nnunetv2.ensembling.ensemble import average_probabilities
+
+        found: dict[str, NDArray[Any]] = {}
+        averaged = [member.name for member in self.bundle.averaged]
+        ensemble = len(averaged) > 1
+        for member in self.bundle.members:
+            previous = found[member.previous_stage][None].astype(np.float32) if member.previous_stage else None
+            keep = scratch / f"{member.name}.npz" if ensemble and member.name in averaged else None
+            found[member.name] = self._members[member.name].segment(image, spacing, previous, keep, clock)
+        if not ensemble:
+            return found[averaged[0]]
+        with clock.stage("labels"):
+            mean = average_probabilities([str(scratch / f"{name}.npz") for name in averaged])
+            labels = self._members[averaged[0]].manager_of_labels.convert_probabilities_to_segmentation(mean)
+            return np.asarray(labels)
+
+    def _postprocessed(self, labels: NDArray[Any]) -> NDArray[Any]:
+        from nnunetv2.postprocessing.remove_connected_components import (
+            remove_all_but_largest_component_from_segmentation,
+        )
+
+        for step in self.bundle.postprocessing:
+            labels = remove_all_but_largest_component_from_segmentation(labels, list(step))
+        return labels
+
+
+class _NnunetMember:
+    """One configuration with its folds."""
+
+    def __init__(self, member: Member, device: str) -> None:
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        self._plans = PlansManager(_kept(member, "plans.json"))
+        self._dataset = _kept(member, "dataset.json")
+        self._configuration = self._plans.get_configuration(member.plan.configuration)
+        self.manager_of_labels = self._plans.get_label_manager(self._dataset)
+        network = self._network(member)
+        mirroring = member.mirroring_axes or None
+        self._predictor = nnUNetPredictor(
+            use_mirroring=mirroring is not None,
+            perform_everything_on_device=device != "cpu",
+            device=torch.device(device),
+            allow_tqdm=False,
+        )
+        self._predictor.manual_initialization(
+            network,
+            self._plans,
+            self._configuration,
+            [_parameters(network, member, fold) for fold in member.folds],
+            self._dataset,
+            "nnUNetTrainer",
+            mirroring,
+        )
+
+    def segment(
+        self,
+        image: NDArray[np.float32],
+        spacing: Sequence[float],
+        previous: NDArray[np.float32] | None,
+        keep: Path | None,
+        clock: _Clock,
+    ) -> NDArray[Any]:
+        """Labels (D, H, W) of an image (C, D, H, W), and its probabilities into a file where one is named."""
+        from nnunetv2.inference.data_iterators import PreprocessAdapterFromNpy
+        from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+
+        with clock.stage("preprocess"):
+            earlier = None if previous is None else [previous]
+            properties = {"spacing": list(spacing)}
+            feed = PreprocessAdapterFromNpy(
+                [image], earlier, [properties], None, self._plans, self._dataset, self._configuration
+            )
+            case = next(feed)
+        with clock.stage("network"):
+            logits = self._predictor.predict_logits_from_preprocessed_data(case["data"]).cpu()
+        with clock.stage("labels"):
+            answer = convert_predicted_logits_to_segmentation_with_correct_shape(
+                logits,
+                self._plans,
+                self._configuration,
+                self.manager_of_labels,
+                case["data_properties"],
+                return_probabilities=keep is not None,
+            )
+            if keep is None:
+                return np.asarray(answer)
+            np.savez(keep, probabilities=answer[1])
+            return np.asarray(answer[0])
+
+    def logits(self, patch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The first fold's network on one patch."""
+        network, device = self._predictor.network.eval(), self._predictor.device
+        network.load_state_dict(self._predictor.list_of_parameters[0])
+        with torch.inference_mode():
+            answer = network.to(device)(torch.from_numpy(patch)[None].to(device))[0]
+        return np.asarray(answer.cpu().numpy())
+
+    def _network(self, member: Member) -> torch.nn.Module:
+        from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+        network: torch.nn.Module = get_network_from_plans(
+            self._configuration.network_arch_class_name,
+            self._configuration.network_arch_init_kwargs,
+            self._configuration.network_arch_init_kwargs_req_import,
+            member.plan.inputs,
+            member.plan.outputs,
+            deep_supervision=False,
+        )
+        return network
+
+
+def nnunet_version() -> str:
+    """`nnunetv2` and its version.
+
+    Raises
+    ------
+    BackendUnavailable
+        Where it is not installed, or cannot be imported; with the mend.
+    """
+    try:
+        with _quiet():
+            import nnunetv2.inference.predict_from_raw_data  # noqa: F401
+    except ImportError as error:
+        raise BackendUnavailable(f"nnunetv2 cannot be imported ({error}); {_MEND}") from error
+    except RuntimeError as error:  # "operator torchvision::nms does not exist"
+        raise BackendUnavailable(
+            f"nnunetv2 cannot be imported ({error}): a torchvision is installed that does not fit torch; nothing here "
+            "needs it: pip uninstall torchvision"
+        ) from error
+    return f"nnunetv2 {metadata.version('nnunetv2')}"
+
+
+def _kept(member: Member, name: str) -> Any:
+    path = member.folder / "source" / name
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"{path}: nnunetv2 needs it, and it cannot be read ({error}); import the model again"
+        ) from error
+
+
+def _parameters(network: torch.nn.Module, member: Member, fold: str) -> dict[str, torch.Tensor]:
+    """A whole state of the network: nnU-Net's networks hold some tensors under several names, a bundle under one."""
+    own = {key: torch.from_numpy(value) for key, value in member.weights(fold).items()}
+    network.load_state_dict(own, strict=False)
+    return {key: value.clone() for key, value in network.state_dict().items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the package prints on devices and folders, and its libraries' deprecations."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+class _Clock:
+    """Seconds of each stage, summed."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure what runs inside."""
+        begin = time.perf_counter()
+        yield
+        self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - begin

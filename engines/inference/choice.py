@@ -1,0 +1,178 @@
+"""Which engine shall serve a model here: the fastest that a certificate allows; torch in float32 where none does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from engines.backends.base import Availability, Engine, Placement
+from engines.backends.catalogue import backend_class
+from engines.inference.trial import REFERENCE, engine_key
+from engines.model.bundle import Bundle
+from engines.model.certificate import (
+    ENGINE_LIMITS,
+    Certificate,
+    EngineKey,
+    Limits,
+    Records,
+    certificates_path,
+    read_records,
+    site_path,
+)
+
+Standing = Literal["reference", "certified", "refused", "not certified"]
+
+
+def default_engines(device: str) -> tuple[Engine, ...]:
+    """What is considered where nothing is configured."""
+    if device == "cpu":
+        return (Engine("openvino", "bfloat16"), Engine("openvino"), REFERENCE)
+    return (Engine("torch", "float16"), REFERENCE)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What may serve."""
+
+    engines: tuple[Engine, ...] = ()
+    """To consider; empty: the defaults of the device."""
+    limits: Limits = ENGINE_LIMITS
+    site: Path | None = None
+    """Folder of the certificates and speeds that are measured here; None: none are kept."""
+
+    def considered(self, device: str) -> tuple[Engine, ...]:
+        """The engines, and behind them the reference where it is not among them."""
+        engines = self.engines or default_engines(device)
+        return engines if REFERENCE in engines else (*engines, REFERENCE)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One engine for one bundle on this machine."""
+
+    engine: Engine
+    key: EngineKey
+    usable: bool
+    reason: str
+    """Why it can run here, or cannot."""
+    standing: Standing
+    certificate: Certificate | None = None
+    """The newest one, passed or not; of the reference, the one against nnunetv2."""
+    seconds_per_patch: float | None = None
+    fallback: bool = False
+    """Not asked for: taken only where nothing else may serve."""
+
+    @property
+    def may_serve(self) -> bool:
+        """Whether a result may be made with it."""
+        return self.usable and self.standing in {"reference", "certified"}
+
+    @property
+    def words(self) -> str:
+        """Its standing in words, with the certificate."""
+        made = self.certificate
+        if made is None:
+            return {
+                "reference": "the reference, not verified against nnunetv2 here",
+                "not certified": f"not certified for this model with {self.key.library} on {self.key.device}",
+            }.get(self.standing, self.standing)
+        when = f"{made.made_at:%Y-%m-%d}"
+        if self.standing == "reference":
+            said = "verified" if made.verdict.outcome == "passed" else f"NOT verified ({made.verdict.reason})"
+            return f"the reference, {said} against {made.reference} on {when}, certificate {made.number}"
+        said = {"certified": "certified", "refused": "refused"}.get(self.standing, "nothing shown")
+        why = "" if self.standing == "certified" else f": {made.verdict.reason}"
+        return f"{said} against {made.reference} on {when}, certificate {made.number}{why}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which one serves, and why."""
+
+    taken: Candidate | None
+    reason: str
+
+
+def available(policy: Policy, placement: Placement) -> tuple[tuple[Engine, Availability], ...]:
+    """What this machine says of each engine, whatever the model."""
+    return tuple(
+        (engine, backend_class(engine.backend).is_available(placement.device, engine.precision))
+        for engine in policy.considered(placement.device)
+    )
+
+
+def candidates(bundle: Bundle, policy: Policy, placement: Placement) -> tuple[Candidate, ...]:
+    """What is known of each engine, in the order of the policy; nothing is opened or measured."""
+    device = placement.device
+    shipped = read_records(certificates_path(bundle.folder))
+    own = Records() if policy.site is None else read_records(site_path(policy.site, bundle.digest))
+    engines = policy.considered(device)
+    return tuple(_candidate(bundle, engine, policy, placement, (own, shipped)) for engine in engines)
+
+
+def decide(found: Sequence[Candidate]) -> Decision:
+    """The fastest of those that may serve; where nothing was measured, the first."""
+    able = [each for each in found if each.may_serve]
+    asked_for = [each for each in able if not each.fallback] or able
+    taken = min(asked_for, key=_haste, default=None)
+    others = (f"{each.engine}: {_passed_over(each)}" for each in found if each is not taken)
+    if taken is None:
+        return Decision(None, "; ".join(others))
+    return Decision(taken, "; ".join((f"{taken.engine}: taken{_pace(taken)}, {taken.words}", *others)))
+
+
+def waiting(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Those that a certificate would let serve in the place of the one that serves, fastest first."""
+    taken = decide(found).taken
+    ready = [each for each in found if each.usable and each.standing == "not certified"]
+    if taken is not None and not taken.fallback:
+        ready = [each for each in ready if _haste(each) < _haste(taken)]
+    return tuple(sorted(ready, key=_haste))
+
+
+def _haste(candidate: Candidate) -> float:
+    """Seconds; one that was not measured is behind those that were."""
+    return float("inf") if candidate.seconds_per_patch is None else candidate.seconds_per_patch
+
+
+def _pace(candidate: Candidate) -> str:
+    return "" if candidate.seconds_per_patch is None else f", {candidate.seconds_per_patch:.3g} s a patch"
+
+
+def _passed_over(candidate: Candidate) -> str:
+    if not candidate.usable:
+        return candidate.reason
+    return f"slower{_pace(candidate)}" if candidate.may_serve else candidate.words
+
+
+def _candidate(
+    bundle: Bundle, engine: Engine, policy: Policy, placement: Placement, records: tuple[Records, Records]
+) -> Candidate:
+    """What was found here is believed before what came with the bundle."""
+    own, shipped = records
+    key = engine_key(bundle, engine, placement.device)
+    can = backend_class(engine.backend).is_available(placement.device, engine.precision)
+    certificate = own.certificate(key) or shipped.certificate(key)
+    speed = own.speed(key, placement.threads)
+    return Candidate(
+        engine=engine,
+        key=key,
+        usable=can.available,
+        reason=can.reason,
+        standing=standing(engine, certificate, policy.limits),
+        certificate=certificate,
+        seconds_per_patch=None if speed is None else speed.seconds_per_patch,
+        fallback=bool(policy.engines) and engine not in policy.engines,
+    )
+
+
+def standing(engine: Engine, certificate: Certificate | None, limits: Limits) -> Standing:
+    """What an engine's newest certificate makes of it under these limits."""
+    if engine == REFERENCE:
+        return "reference"
+    if certificate is None:
+        return "not certified"
+    outcome = certificate.under(limits).outcome
+    return "certified" if outcome == "passed" else "refused" if outcome == "failed" else "not certified"

@@ -1,0 +1,175 @@
+"""The inner loops of the processor's way back, compiled: planes of logits, and labels of another grid.
+
+Each works on a band of rows (or of planes, or of voxels), so that a pool of threads can share one call; none needs the
+interpreter while it runs, and the result does not depend on how bands are cut. Compiled code is kept beside this file,
+or in the user's cache where that cannot be written, so that only the first process waits for the compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+HIGHEST_HALF = np.float32(65504.0)
+"""What float16 can hold."""
+LIKELY = np.float32(1.2e-7)
+"""A region is there where its logit is above this: the sigmoid, in float32, is then above one half."""
+
+_ZERO = np.float32(0.0)
+"""Times a number that is not finite, not a number."""
+_SPLIT = np.float32(8193.0)
+_LEAST_NORMAL = np.float32(2.0**-14)
+_SUBNORMAL = np.float32(0.75)
+
+
+def _compiled(function: _F) -> _F:
+    """Compile on first call, with the arithmetic of IEEE 754 left as written."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+    except RuntimeError:  # there is no folder that could hold the cache
+        return numba.njit(**options)(function)  # type: ignore[no-any-return]
+
+
+@_compiled
+def halved(value: np.float32) -> np.float32:
+    """A float32 rounded to what float16 can hold, half to even (Veltkamp's split; a shift for subnormal numbers)."""
+    if abs(value) < _LEAST_NORMAL:
+        return np.float32(np.float32(value + _SUBNORMAL) - _SUBNORMAL)
+    wide = np.float32(value * _SPLIT)
+    return np.float32(wide - np.float32(wide - value))
+
+
+@_compiled
+def finish_classes(plane, weights, bias, label, first, last):  # type: ignore[no-untyped-def]
+    """Rows of a plane of sums over weights, and a bias, rounded to float16, in place; the class of the largest logit.
+
+    plane float32 (C, H, W); weights float32 (H, W); bias float32 (C,); label int16 (H, W), the lowest of equal ones.
+    Returns the largest absolute value, NaN where any is.
+    """
+    classes, _, width = plane.shape
+    best = np.empty(width, dtype=np.float32)
+    most, fault = np.zeros(width, dtype=np.float32), np.zeros(width, dtype=np.float32)
+    for y in range(first, last):
+        for k in range(classes):
+            row = plane[k, y]
+            for x in range(width):
+                value = halved(np.float32(row[x] / weights[y, x] + bias[k]))
+                row[x] = value
+                most[x] = max(most[x], abs(value))
+                fault[x] += _ZERO * value
+                if k == 0:
+                    best[x] = value
+                    label[y, x] = 0
+                elif value > best[x]:
+                    best[x] = value
+                    label[y, x] = k
+    return most.max() + fault.max()
+
+
+@_compiled
+def finish_regions(plane, weights, bias, order, label, first, last):  # type: ignore[no-untyped-def]
+    """The same for a network of regions: each paints its label of `order` (int16, (C,)) where it is likely."""
+    regions, _, width = plane.shape
+    most, fault = np.zeros(width, dtype=np.float32), np.zeros(width, dtype=np.float32)
+    label[first:last] = 0
+    for y in range(first, last):
+        for k in range(regions):
+            row = plane[k, y]
+            for x in range(width):
+                value = halved(np.float32(row[x] / weights[y, x] + bias[k]))
+                row[x] = value
+                most[x] = max(most[x], abs(value))
+                fault[x] += _ZERO * value
+                if value > LIKELY:
+                    label[y, x] = order[k]
+    return most.max() + fault.max()
+
+
+@_compiled
+def shared_labels(low, high, mixes_y, mixes_x, cells, first, last):  # type: ignore[no-untyped-def]
+    """Rows of the label that all corners of a cell share, or -1.
+
+    low, high int16 (H, W): the labels of the planes below and above, the same where depth does not mix; cells int16
+    (H, W). A cell reaches from a voxel to its next neighbours along each axis that mixes.
+    """
+    height, width = low.shape
+    for y in range(first, last):
+        below = min(y + 1, height - 1) if mixes_y else y
+        for x in range(width):
+            beside = min(x + 1, width - 1) if mixes_x else x
+            label = low[y, x]
+            same = (
+                (low[y, beside] == label)
+                & (low[below, x] == label)
+                & (low[below, beside] == label)
+                & (high[y, x] == label)
+                & (high[y, beside] == label)
+                & (high[below, x] == label)
+                & (high[below, beside] == label)
+            )
+            cells[y, x] = label if same else -1
+
+
+@_compiled
+def spread(cells, rows, columns, out, first, last):  # type: ignore[no-untyped-def]
+    """Rows of the output plane, int16 (H', W'): the cell above each voxel, by indices int64 (H',) and (W',)."""
+    for y in range(first, last):
+        row = cells[rows[y]]
+        for x in range(out.shape[1]):
+            out[y, x] = row[columns[x]]
+
+
+@_compiled
+def agree(cells, rows, columns, out, first, last):  # type: ignore[no-untyped-def]
+    """The same for a further network: -1 where it says otherwise than those before."""
+    for y in range(first, last):
+        row = cells[rows[y]]
+        for x in range(out.shape[1]):
+            if out[y, x] != row[columns[x]]:
+                out[y, x] = -1
+
+
+@_compiled
+def unsure(label, first, last):  # type: ignore[no-untyped-def]
+    """The flat places of -1 in rows of an output plane, int64 (N,)."""
+    width = label.shape[1]
+    places = np.empty((last - first) * width, dtype=np.int64)
+    count = 0
+    for y in range(first, last):
+        for x in range(width):
+            places[count] = y * width + x
+            count += label[y, x] < 0
+    return places[:count].copy()
+
+
+@_compiled
+def interpolate(low, high, weight_z, taps_y, taps_x, weight_y, weight_x, ys, xs, half, out, first, last):  # type: ignore[no-untyped-def]
+    """Every class at voxels `first` to `last` of an output plane.
+
+    low, high float32 (C, H, W); taps int64 and weights float64 of each row and column; ys, xs int64 (N,); out float32
+    (C, N). half: whether values are rounded to float16.
+    """
+    classes, height, width = low.shape
+    for k in range(classes):
+        for n in range(first, last):
+            y, x = ys[n], xs[n]
+            y0, x0 = taps_y[y], taps_x[x]
+            y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
+            wy, wx = weight_y[y], weight_x[x]
+            wz = weight_z
+            value = low[k, y0, x0] * np.float32((1.0 - wz) * (1.0 - wy) * (1.0 - wx))
+            value += low[k, y0, x1] * np.float32((1.0 - wz) * (1.0 - wy) * wx)
+            value += low[k, y1, x0] * np.float32((1.0 - wz) * wy * (1.0 - wx))
+            value += low[k, y1, x1] * np.float32((1.0 - wz) * wy * wx)
+            if wz > 0.0:
+                value += high[k, y0, x0] * np.float32(wz * (1.0 - wy) * (1.0 - wx))
+                value += high[k, y0, x1] * np.float32(wz * (1.0 - wy) * wx)
+                value += high[k, y1, x0] * np.float32(wz * wy * (1.0 - wx))
+                value += high[k, y1, x1] * np.float32(wz * wy * wx)
+            out[k, n] = halved(value) if half else value

@@ -1,0 +1,169 @@
+"""An engine on trial: how fast it answers, and how near its masks lie to the reference's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from itertools import repeat
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines.backends.base import Backend, Engine, Placement
+from engines.backends.catalogue import backend_class
+from engines.errors import UnsuitableVolume
+from engines.inference.cases import only_or_all
+from engines.inference.segmenter import Segmentation
+from engines.model.bundle import Bundle, Member, ParityCrop
+from engines.model.certificate import (
+    Certificate,
+    EngineKey,
+    Limits,
+    VolumeAgreement,
+    agreement,
+    certify,
+    refused,
+)
+from engines.volume import Volume
+
+REFERENCE = Engine("torch", "float32")
+"""What every other engine is held against; it may always serve."""
+_MEASURED_S = 0.3
+"""A small network is asked again until so much time has passed."""
+_PACKAGES = {"torch": ("torch",), "openvino": ("openvino",), "tensorrt": ("tensorrt", "tensorrt_rtx")}
+
+
+class OpenSegmenter(Protocol):
+    """A model open with one engine: `Segmenter`, as far as a trial needs it."""
+
+    def segment(
+        self, volume: Volume | Sequence[Volume], progress: Callable[[float], None] | None = None
+    ) -> Segmentation:
+        """Label every voxel."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the device holds."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """A volume, all its channels, and the reference's label map of it."""
+
+    volumes: tuple[Volume, ...]
+    labels: NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was measured on a bundle's parity crops."""
+
+    seconds_per_patch: float
+    """For one patch through every network of the bundle."""
+    logits_error: float
+    """Largest error of a logit, in standard deviations of the reference's logits."""
+
+
+def engine_key(bundle: Bundle, engine: Engine, device: str) -> EngineKey:
+    """What records of this engine, on this machine, are filed under."""
+    return EngineKey(
+        bundle.digest, engine.backend, engine.precision, library_version(engine.backend), device_name(device)
+    )
+
+
+def library_version(backend: str) -> str:
+    """Name and version of a backend's package, without importing it; what a torch was built for is left out."""
+    for package in _PACKAGES[backend]:
+        try:
+            return f"{backend} {metadata.version(package).partition('+')[0]}"
+        except metadata.PackageNotFoundError:
+            continue
+    return backend
+
+
+def device_name(device: str) -> str:
+    """`cpu`, or the name of a card where torch finds one."""
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(torch.device(device)))
+    return device
+
+
+def reference_name() -> str:
+    """The reference and its version, as certificates name it."""
+    return f"{REFERENCE} {library_version(REFERENCE.backend).removeprefix('torch ')}"
+
+
+def measure(bundle: Bundle, engine: Engine, placement: Placement) -> Trial:
+    """Open an engine's networks one after the other, the first fold of each member, and ask each its parity crop.
+
+    Raises
+    ------
+    BackendUnavailable
+        Where the machine cannot run it.
+    OutOfDeviceMemory
+        Where the device cannot hold it.
+    """
+    placement = replace(placement, precision=engine.precision, answer="logits")
+    seconds, error = 0.0, 0.0
+    for member in bundle.members:
+        backend = backend_class(engine.backend).open(member.plan, member.weights(member.folds[0]), placement)
+        try:
+            own, off = _measured(backend, member, placement)
+        finally:
+            backend.close()
+        seconds += own * len(member.folds) * 2 ** len(member.mirroring_axes)
+        error = max(error, off)
+    return Trial(seconds, error)
+
+
+def _measured(backend: Backend, member: Member, placement: Placement) -> tuple[float, float]:
+    crop = member.parity()
+    image = torch.from_numpy(crop.image)
+    error = logits_error(next(iter(backend.answers([image]))).float().cpu().numpy(), crop)
+    group = placement.lanes * placement.batch
+    begin, done = time.perf_counter(), 0
+    while time.perf_counter() - begin < _MEASURED_S:
+        done += _count(backend.answers(repeat(image, group)))
+    return (time.perf_counter() - begin) / done, error
+
+
+def logits_error(answer: NDArray[np.float32], crop: ParityCrop) -> float:
+    """Largest error of a logit, (outputs, *patch), at the voxels that a parity crop keeps, in standard deviations."""
+    sampled = answer[(slice(None), *(slice(None, None, crop.step),) * (answer.ndim - 1))]
+    return float(np.abs(sampled - crop.logits).max()) / max(float(crop.logits.std()), 1e-12)
+
+
+def _count(answers: Iterator[torch.Tensor]) -> int:
+    return sum(1 for _ in answers)
+
+
+def held_against_reference(
+    bundle: Bundle,
+    key: EngineKey,
+    segmenter: OpenSegmenter,
+    cases: Iterable[Answered],
+    limits: Limits,
+    *,
+    error: float | None = None,
+) -> Certificate:
+    """The certificate of an engine that segments what torch in float32 segmented.
+
+    Parameters
+    ----------
+    error
+        Of its logits, where it was measured.
+    """
+    compared: list[VolumeAgreement] = []
+    for case in cases:
+        try:
+            found = segmenter.segment(only_or_all(case.volumes)).label_map.labels
+        except UnsuitableVolume as fault:  # the reference segmented it: this engine's answer is at fault
+            return refused(bundle.name, key, reference_name(), limits, str(fault))
+        compared.append(agreement(case.volumes, case.labels, found, bundle.labels))
+    finite = error if error is not None and np.isfinite(error) else None
+    return certify(bundle.name, key, reference_name(), limits, compared, logits_error=finite)

@@ -1,0 +1,275 @@
+"""How an engine comes to its certificate on a node, and that a wrong one never serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines.backends.base import Availability, Engine, Placement
+from engines.errors import BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
+from engines.inference import fastest
+from engines.inference.choice import Policy
+from engines.inference.fastest import FastestSegmenter, open_fastest
+from engines.inference.segmenter import Segmentation
+from engines.inference.trial import REFERENCE, Trial
+from engines.model.certificate import Limits, certificates_path, parity_folder, read_records, site_path
+from engines.nifti import write_volume
+from engines.volume import Grid, LabelMap, Volume
+
+FAST, MIDDLE = Engine("openvino", "bfloat16"), Engine("openvino")
+SPEEDS = {FAST: 0.1, MIDDLE: 0.2, REFERENCE: 0.9}
+
+
+class AnyBackend:
+    """Runs everything."""
+
+    @classmethod
+    def is_available(cls, _device: str, _precision: str = "float32") -> Availability:
+        return Availability(True, "on the processor")
+
+
+def segmentation(volume: Volume, labels: Any, engine: Engine) -> Segmentation:
+    values: dict[str, Any] = dict.fromkeys(Segmentation.__dataclass_fields__, "")
+    values |= {"backend": engine.backend, "precision": engine.precision, "seconds": {}}
+    return Segmentation(**{**values, "label_map": LabelMap(volume.grid, labels, {1: "liver", 2: "spleen"})})
+
+
+class Works:
+    """Opens engines that label what is bright; some of them wrongly, or not at all, as they are told."""
+
+    def __init__(self) -> None:
+        self.wrong: dict[Engine, int] = {}
+        """Slices that an engine loses."""
+        self.broken: dict[Engine, Exception] = {}
+        self.fails: dict[Engine, Exception] = {}
+        self.opened: list[Engine] = []
+        self.open = 0
+        self.measured: list[Engine] = []
+
+    def __call__(self, _bundle: Any, engine: Engine, _placement: Placement) -> Any:
+        if engine in self.broken:
+            raise self.broken[engine]
+        self.opened.append(engine)
+        self.open += 1
+
+        def segment(volume: Volume | Sequence[Volume], _progress: Any = None) -> Segmentation:
+            if engine in self.fails:
+                raise self.fails[engine]
+            first = volume if isinstance(volume, Volume) else volume[0]
+            labels = (first.voxels > 0.5).astype(np.uint8)
+            labels[: self.wrong.get(engine, 0)] = 0
+            return segmentation(first, labels, engine)
+
+        def close() -> None:
+            self.open -= 1
+
+        return SimpleNamespace(segment=segment, close=close)
+
+    def measure(self, _bundle: Any, engine: Engine, _placement: Placement) -> Trial:
+        self.measured.append(engine)
+        return Trial(SPEEDS[engine], 0.001)
+
+
+@pytest.fixture
+def works(monkeypatch: pytest.MonkeyPatch) -> Works:
+    made = Works()
+    monkeypatch.setattr("engines.inference.choice.backend_class", lambda _name: AnyBackend)
+    monkeypatch.setattr("engines.inference.trial.library_version", lambda backend: f"{backend} 1.0")
+    monkeypatch.setattr(fastest, "measure", made.measure)
+    return made
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Any:
+    folder = tmp_path / "bundles" / "unit"
+    return SimpleNamespace(
+        name="unit",
+        digest="d" * 64,
+        folder=folder,
+        labels={1: "liver", 2: "spleen"},
+        channels=("MRI",),
+        modalities=("MR",),
+    )
+
+
+Open = Callable[..., FastestSegmenter]
+
+
+@pytest.fixture
+def start(works: Works, bundle: Any, tmp_path: Path) -> Open:
+    def opened(site: Path | None = tmp_path / "site", **policy: Any) -> FastestSegmenter:
+        return open_fastest(bundle, Policy(site=site, **policy), Placement(threads=2), works)
+
+    return opened
+
+
+def bright(voxels: int = 3000) -> Volume:
+    """A volume of which so many voxels are bright, in slices of 300."""
+    image = np.zeros((20, 30, 30), np.float32)
+    image[: voxels // 300, :10, :] = 1
+    return Volume(Grid(image.shape, np.eye(4)), image, "MR")
+
+
+def serve(segmenter: FastestSegmenter, volume: Volume) -> tuple[str, Any]:
+    result = segmenter.segment(volume)
+    return f"{result.backend} {result.precision}", segmenter.learn(volume, result)
+
+
+def test_the_case_is_served_by_torch_and_the_next_by_what_was_certified_on_it(start: Open, works: Works) -> None:
+    with start() as segmenter:
+        assert "openvino bfloat16: not certified for this model" in segmenter.reason
+        by, (certificate,) = serve(segmenter, bright())
+        assert by == "torch float32"
+        assert certificate.verdict.outcome == "passed"
+        assert certificate.logits_error == 0.001
+        assert certificate.reference.startswith("torch float32")
+        by, made = serve(segmenter, bright())
+        assert (by, made) == ("openvino bfloat16", ())
+        assert segmenter.reason.startswith("openvino bfloat16: taken, 0.1 s a patch, certified against torch")
+        assert certificate.number in segmenter.segment(bright()).backend_reason
+        assert works.open == 1
+    assert works.open == 0
+
+
+def test_the_record_is_kept_and_nothing_is_measured_twice(start: Open, works: Works, tmp_path: Path) -> None:
+    with start() as segmenter:
+        serve(segmenter, bright())
+    records = read_records(site_path(tmp_path / "site", "d" * 64))
+    assert [each.key.precision for each in records.certificates] == ["bfloat16"]
+    assert {each.seconds_per_patch for each in records.speeds} == set(SPEEDS.values())
+    assert records.certificates[0].volumes[0].labels[0].voxels == 3000
+    works.measured.clear()
+    works.opened.clear()
+    with start() as segmenter:
+        assert serve(segmenter, bright())[0] == "openvino bfloat16"
+    assert works.measured == []
+    assert works.opened == [FAST]
+
+
+def test_a_wrong_engine_is_refused_and_stays_refused(start: Open, works: Works) -> None:
+    """The next in speed is tried on the same volume."""
+    works.wrong[FAST] = 1
+    with start() as segmenter:
+        by, (refusal, certificate) = serve(segmenter, bright())
+        assert by == "torch float32"
+        assert (refusal.key.precision, refusal.verdict.outcome) == ("bfloat16", "failed")
+        assert (certificate.key.precision, certificate.verdict.outcome) == ("float32", "passed")
+        assert serve(segmenter, bright()) == ("openvino float32", ())
+    del works.wrong[FAST]
+    with start() as segmenter:
+        assert serve(segmenter, bright()) == ("openvino float32", ())
+        assert "openvino bfloat16: refused against torch" in segmenter.reason
+        assert "liver: Dice 0.9474, below 0.995" in segmenter.reason
+
+
+def test_where_every_other_is_wrong_torch_serves(start: Open, works: Works) -> None:
+    works.wrong = {FAST: 1, MIDDLE: 20}
+    with start() as segmenter:
+        assert len(serve(segmenter, bright())[1]) == 2
+        assert serve(segmenter, bright()) == ("torch float32", ())
+    with start() as segmenter:
+        assert serve(segmenter, bright()) == ("torch float32", ())
+
+
+def test_an_answer_that_is_not_finite_refuses_the_engine(start: Open, works: Works) -> None:
+    works.fails[FAST] = UnsuitableVolume("the network's answer is not finite")
+    with start(engines=(FAST,)) as segmenter:
+        _, (certificate,) = serve(segmenter, bright())
+        assert certificate.verdict.reason == "the network's answer is not finite"
+        assert serve(segmenter, bright()) == ("torch float32", ())
+
+
+def test_a_sites_limits_decide(start: Open, works: Works) -> None:
+    works.wrong[FAST] = 1
+    with start(engines=(FAST,), limits=Limits(dice=0.9, volume_percent=None)) as segmenter:
+        serve(segmenter, bright())
+        assert serve(segmenter, bright())[0] == "openvino bfloat16"
+
+
+def test_a_volume_that_shows_nothing_certifies_nothing(start: Open, works: Works, tmp_path: Path) -> None:
+    with start() as segmenter:
+        for _ in range(5):
+            assert serve(segmenter, bright(900)) == ("torch float32", ())
+        works.opened.clear()
+        assert serve(segmenter, bright(900)) == ("torch float32", ())
+        assert serve(segmenter, bright()) == ("torch float32", ())  # until the next start
+        assert works.opened == []
+    assert read_records(site_path(tmp_path / "site", "d" * 64)).certificates == ()
+    with start() as segmenter:
+        assert len(serve(segmenter, bright())[1]) == 1
+
+
+def test_volumes_beside_the_bundle_certify_when_it_is_opened(start: Open, works: Works, bundle: Any) -> None:
+    parity_folder(bundle.folder).mkdir(parents=True)
+    write_volume(parity_folder(bundle.folder) / "one.nii.gz", bright())
+    write_volume(parity_folder(bundle.folder) / "two_0000.nii.gz", bright(6000))
+    with start() as segmenter:
+        assert segmenter.reason.startswith("openvino bfloat16: taken")
+        (certificate,) = (each.certificate for each in segmenter.candidates if each.certificate)
+        assert [each.labels[0].voxels for each in certificate.volumes] == [3000, 6000]
+        assert serve(segmenter, bright()) == ("openvino bfloat16", ())
+    works.opened.clear()
+    with start():
+        assert works.opened == [FAST]
+
+
+def test_a_broken_volume_beside_the_bundle_is_named(start: Open, bundle: Any) -> None:
+    parity_folder(bundle.folder).mkdir(parents=True)
+    (parity_folder(bundle.folder) / "one.nii.gz").write_bytes(b"no image")
+    with pytest.raises(BundleError, match=r"one\.nii\.gz"):
+        start()
+
+
+def test_without_a_site_nothing_is_written(start: Open, tmp_path: Path, bundle: Any) -> None:
+    with start(site=None) as segmenter:
+        assert len(serve(segmenter, bright())[1]) == 1
+        assert serve(segmenter, bright())[0] == "openvino bfloat16"
+    assert not (tmp_path / "site").exists()
+    assert not certificates_path(bundle.folder).exists()
+
+
+def test_an_engine_that_fails_its_self_test_is_passed_over(start: Open, works: Works) -> None:
+    with start() as segmenter:
+        serve(segmenter, bright())
+    works.broken[FAST] = BackendUnavailable("openvino bfloat16: self-test failed: logits off by 9")
+    with start() as segmenter:
+        assert "self-test failed: logits off by 9" in segmenter.reason
+        by, made = serve(segmenter, bright())
+        assert (by, [each.key.precision for each in made]) == ("torch float32", ["float32"])
+
+
+def test_no_room_on_the_device_is_no_verdict(start: Open, works: Works) -> None:
+    works.fails[FAST] = OutOfDeviceMemory("full")
+    with start(engines=(FAST,)) as segmenter:
+        assert serve(segmenter, bright()) == ("torch float32", ())
+    del works.fails[FAST]
+    with start(engines=(FAST,)) as segmenter:
+        assert len(serve(segmenter, bright())[1]) == 1
+
+
+def test_a_faster_one_is_held_against_torch_whatever_serves(start: Open, works: Works) -> None:
+    with start(engines=(MIDDLE, REFERENCE)) as segmenter:
+        serve(segmenter, bright())
+    works.wrong[MIDDLE] = 1  # it serves, but it is no reference
+    with start() as segmenter:
+        by, (certificate,) = serve(segmenter, bright())
+        assert by == "openvino float32"
+        assert certificate.volumes[0].equal_voxels == 1.0
+        assert serve(segmenter, bright())[0] == "openvino bfloat16"
+
+
+def test_one_engine_alone_is_not_measured(start: Open, works: Works) -> None:
+    with start(engines=(REFERENCE,)) as segmenter:
+        assert segmenter.reason == "torch float32: taken, the reference, not verified against nnunetv2 here"
+    assert works.measured == []
+
+
+def test_nothing_serves(start: Open, works: Works) -> None:
+    works.broken = dict.fromkeys(SPEEDS, BackendUnavailable("no such card"))
+    with pytest.raises(BackendUnavailable, match=r"no engine serves unit: .*torch float32: no such card"):
+        start()
