@@ -237,7 +237,8 @@ class _Ring:
 
     def add(self, window: Window, answer: torch.Tensor, number: int) -> None:
         """Add a network's answer, (K, *patch), by the Gaussian."""
-        place, own = answer.reshape(answer.shape[0], *self.bell.shape).transpose(0, 1), number % self.sums.shape[1]
+        here = answer.to(self.sums.device)  # where the card has no room for the sums, they lie on the processor
+        place, own = here.reshape(here.shape[0], *self.bell.shape).transpose(0, 1), number % self.sums.shape[1]
         for part, slots in self._slots(window[0]):
             where = self.sums[slots, own, :, window[1], window[2]]
             if self.sums.dtype == torch.float32:

@@ -75,6 +75,14 @@ def test_small_volumes(make_bundle: Callable[..., Bundle], shape: tuple[int, int
     assert result.label_map.labels.shape == shape
 
 
+def test_two_thousand_slices(make_bundle: Callable[..., Bundle]) -> None:
+    voxels = np.random.default_rng(0).standard_normal((2000, 8, 7)).astype(np.float32)
+    result = segment(make_bundle(), Volume(Grid((2000, 8, 7), np.eye(4)), voxels, "MR"))
+    assert result.label_map.labels.shape == (2000, 8, 7)
+    assert result.way == "sums of 3 logits in float32, a ring of 8 planes on cpu"
+    assert all(len(np.unique(part)) > 1 for part in np.split(result.label_map.labels, 20))
+
+
 @pytest.mark.parametrize(
     ("voxels", "modality", "message"),
     [

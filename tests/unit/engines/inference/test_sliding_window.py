@@ -119,6 +119,14 @@ def test_features_of_folds_stay_side_by_side() -> None:
     assert torch.allclose(found, expected)
 
 
+def test_answers_in_float16_are_summed_in_float32() -> None:
+    """A card answers in float16."""
+    image = torch.randn((1, 19, 9, 8))
+    answer = whole(image, [Computed(lambda patch: torch.cat([patch, -patch]).half())], Windowing(BOX, 2))
+    assert answer.dtype == torch.float32
+    assert torch.allclose(answer[0], image[0], atol=2e-3)
+
+
 def test_progress_ends_at_one() -> None:
     heard: list[float] = []
     list(planes(torch.zeros((1, 8, 8, 20)), [identity()], Windowing(BOX, 2), heard.append))
