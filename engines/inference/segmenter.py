@@ -164,7 +164,9 @@ class Segmenter:
                 if member not in self.bundle.averaged:
                     labels[member.name] = self._labels([self._members[member.name]], case, labels)
             found = self._labels([self._members[each.name] for each in self.bundle.averaged], case, labels)
-        except MemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not _no_room(error):
+                raise
             raise OutOfDeviceMemory(f"no room in memory for a case of {channels[0].grid.shape}: {error}") from error
         with case.clock.stage("labels"):
             back = postprocess(np.ascontiguousarray(case.turn.undo(found)), self.bundle.postprocessing)
@@ -347,6 +349,13 @@ def _check(images: Sequence[Volume], bundle: Bundle) -> None:
             raise UnsuitableVolume(f"{which}the volume holds voxels that are not finite")
         if least == most:
             raise UnsuitableVolume(f"{which}the volume is empty: every voxel is {least:g}")
+
+
+def _no_room(error: Exception) -> bool:
+    """Whether memory was asked for in vain; torch's allocator for the processor has no error class of its own."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _versions(network: Backend) -> str:

@@ -96,6 +96,8 @@ class ModelFacts:
     modalities: tuple[str, ...]
     limits: ModelLimits = ModelLimits()
     selftest_only: bool = False
+    channels: tuple[str, ...] = ()
+    """The images that the model sees at once; more than one a series cannot bring."""
 
 
 @dataclass(frozen=True)
@@ -342,6 +344,9 @@ def _model_refusal(stack: Stack, sender: Sender, rule: Rule, model: ModelFacts |
     header = stack.frames[0].header
     if header.modality not in model.modalities:
         return Refusal("modality", f"{header.modality}; {model.name} is for {' and '.join(model.modalities)}")
+    if len(model.channels) > 1:
+        detail = f"{model.name} sees {len(model.channels)} images at once ({', '.join(model.channels)})"
+        return Refusal("several_channels", f"{detail}; `hilum-models segment` brings them together from NIfTI files")
     if model.selftest_only and not rule.allow_selftest_model and not _is_selftest(header, sender):
         return Refusal("selftest_only", f"{model.name} is for the self-test's patient and AE title alone")
     return next(_beyond_limits(stack, model.limits), None)

@@ -164,6 +164,7 @@ def model_facts(bundle: Bundle) -> ModelFacts:
             min_age_years=limits.min_age_years,
         ),
         selftest_only=bundle.name == PHANTOM,
+        channels=bundle.channels,
     )
 
 

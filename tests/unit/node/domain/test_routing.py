@@ -35,6 +35,7 @@ SENDER = Sender("scanner", "CT1", "HILUM", "10.0.0.7", "a1")
 MODELS = {
     "liver": ModelFacts("liver", "d1", ("CT",), ModelLimits(min_slices=10, max_step_mm=6.0)),
     "brain": ModelFacts("brain", "d2", ("MR",)),
+    "tumour": ModelFacts("tumour", "d4", ("MR",), channels=("T1", "FLAIR")),
     "phantom": ModelFacts("phantom", "d3", ("CT", "MR"), selftest_only=True),
 }
 LIVER = Rule("abdomen", "liver", (), ("pacs",))
@@ -287,6 +288,13 @@ def test_phantom_model_is_for_the_selftest_alone(patient: str, calling: str, cal
         assert isinstance(answer, Ineligible)
         assert answer.reason == "selftest_only"
     assert isinstance(_answer(headers, replace(rule, allow_selftest_model=True), sender), Routed)
+
+
+def test_a_model_of_several_images_is_not_for_one_series() -> None:
+    answer = _answer(_mr(), Rule("any", "tumour", (), ()), SENDER)
+    assert isinstance(answer, Ineligible)
+    assert answer.reason == "several_channels"
+    assert "T1, FLAIR" in answer.detail
 
 
 # Default exclusions
