@@ -17,8 +17,6 @@ from engines.model.certificate import Certificate
 
 # Torch takes seconds to import: only the commands that compute load what needs it, each inside its own function.
 
-_BACKENDS = ("openvino", "torch")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 where a model, device or image stands in the way."""
@@ -122,11 +120,17 @@ def _add_segment(commands: Any) -> None:
     command = commands.add_parser(
         "segment",
         help="segment one NIfTI image",
-        description="Segment one image and write its label map on the same grid, with an ITK-SNAP label file beside.",
+        description="Segment one image, of one channel or several on one grid, and write its label map on that grid, "
+        "with an ITK-SNAP label file beside.",
     )
     command.set_defaults(run=_segment)
     command.add_argument("bundle", type=Path, help="folder of the bundle")
-    command.add_argument("image", type=Path, help="image file: .nii.gz, .nii, .nrrd or .mha; CT in HU")
+    command.add_argument(
+        "image",
+        type=Path,
+        nargs="+",
+        help="image file: .nii.gz, .nii, .nrrd or .mha; CT in HU; of a model of several channels, one for each",
+    )
     command.add_argument("labels", type=Path, help="label file to write, such as labels.nii.gz")
     _add_placement(command)
 
@@ -183,7 +187,7 @@ def _add_verification(command: argparse.ArgumentParser) -> None:
 
 
 def _add_placement(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--backend", action="append", choices=_BACKENDS, help="to try, in order; left out: all")
+    command.add_argument("--engine", help="such as 'openvino bfloat16'; left out: the fastest that is certified")
     command.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (%(default)s: the processor)")
     command.add_argument("--threads", type=int, help="processor threads; left out: all that this process may use")
     command.add_argument("--json", action="store_true", help="for programs")
@@ -271,17 +275,14 @@ def _figures(path: Path | None) -> dict[str, float]:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from engines.backends.base import Engine
-    from engines.inference.segmenter import availability
+    from engines.backends.base import Placement
+    from engines.inference.choice import Policy, candidates
 
-    described = _described(load_bundle(arguments.bundle))
-    found = {name: availability(Engine.parse(name)) for name in _BACKENDS}
-    if arguments.json:
-        described["backends"] = {name: asdict(each) for name, each in found.items()}
-    else:
-        verdict = {True: "can run", False: "cannot run"}
-        described["backends"] = {name: f"{verdict[each.available]} ({each.reason})" for name, each in found.items()}
-    _print_bundle(described, arguments.json)
+    bundle = load_bundle(arguments.bundle)
+    found = candidates(bundle, Policy(), Placement())
+    verdict = {True: "can run", False: "cannot run"}
+    engines = {str(each.engine): f"{verdict[each.usable]} ({each.reason}); {each.words}" for each in found}
+    _print_bundle({**_described(bundle), "engines": engines}, arguments.json)
     return 0
 
 
@@ -348,19 +349,18 @@ def _plain(value: Any) -> str:
 
 
 def _segment(arguments: argparse.Namespace) -> int:
-    from engines.inference.segmenter import open_first
     from engines.measures import label_volumes_ml
     from engines.nifti import read_volume, write_itksnap_labels, write_label_map
 
     bundle = load_bundle(arguments.bundle)
-    volume = read_volume(arguments.image, bundle.modalities[0])
-    with open_first(bundle, arguments.backend or _BACKENDS, arguments.device, arguments.threads) as segmenter:
-        result = segmenter.segment(volume, None if arguments.json else _say_share)
+    images = [read_volume(path, bundle.modalities[0]) for path in arguments.image]
+    with _opened(bundle, arguments) as segmenter:
+        result = segmenter.segment(images, None if arguments.json else _say_share)
     write_label_map(arguments.labels, result.label_map)
     names = result.label_map.names
     described = arguments.labels.with_name(f"{arguments.labels.name.split('.')[0]}.label.txt")
     write_itksnap_labels(described, names, {label: _colour(label) for label in names})
-    volumes = label_volumes_ml(result.label_map.labels, volume.grid.voxel_ml)
+    volumes = label_volumes_ml(result.label_map.labels, result.label_map.grid.voxel_ml)
     report = {
         "labels": str(arguments.labels),
         "volumes_ml": {name: round(volumes.get(label, 0.0), 3) for label, name in names.items()},
@@ -368,11 +368,25 @@ def _segment(arguments: argparse.Namespace) -> int:
         "precision": result.precision,
         "device": result.device,
         "backend_reason": result.backend_reason,
+        "way": result.way,
         "versions": result.versions,
         "seconds": {stage: round(spent, 3) for stage, spent in result.seconds.items()},
     }
     _print_bundle(report, arguments.json)
     return 0
+
+
+def _opened(bundle: Bundle, arguments: argparse.Namespace) -> Any:
+    """A segmenter with the engine that was named, or the fastest that is certified."""
+    from engines.backends.base import Engine, Placement
+    from engines.inference.choice import Policy
+    from engines.inference.fastest import open_fastest
+    from engines.inference.segmenter import Segmenter, device_of, usable_threads
+
+    placement = Placement(device_of(arguments.device), arguments.threads or usable_threads())
+    if arguments.engine is None:
+        return open_fastest(bundle, Policy(), placement)
+    return Segmenter.open(bundle, Engine.parse(arguments.engine), placement)
 
 
 def _colour(label: int) -> tuple[int, int, int]:
@@ -385,10 +399,10 @@ def _colour(label: int) -> tuple[int, int, int]:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from engines.inference.evaluation import evaluate, pair_cases, summary
-    from engines.inference.segmenter import open_first
 
-    bundle, cases = load_bundle(arguments.bundle), pair_cases(arguments.images, arguments.labels)
-    with open_first(bundle, arguments.backend or _BACKENDS, arguments.device, arguments.threads) as segmenter:
+    bundle = load_bundle(arguments.bundle)
+    cases = pair_cases(arguments.images, arguments.labels, len(bundle.channels))
+    with _opened(bundle, arguments) as segmenter:
         scores = list(evaluate(segmenter, cases, None if arguments.json else _say))
         reason = segmenter.reason
     figures = summary(scores)

@@ -10,10 +10,11 @@ from statistics import fmean
 import numpy as np
 
 from engines.errors import UnsuitableVolume
-from engines.inference.cases import ENDINGS
+from engines.inference.cases import ENDINGS, Case, find_cases
+from engines.inference.fastest import FastestSegmenter
 from engines.inference.segmenter import Segmenter
 from engines.measures import dice, label_volumes_ml, volume_agreement
-from engines.nifti import read_label_map, read_volume
+from engines.nifti import read_label_map
 from engines.volume import LabelMap
 
 
@@ -38,36 +39,42 @@ class LabelScore:
 class LabelledCase:
     """An image and its true labels."""
 
-    name: str
-    image: Path
+    image: Case
     label: Path
 
+    @property
+    def name(self) -> str:
+        """The image's."""
+        return self.image.name
 
-def pair_cases(images: Path, labels: Path) -> tuple[LabelledCase, ...]:
-    """The cases of two folders: every label file, with the image of its name, with or without nnU-Net's `_0000`.
+
+def pair_cases(images: Path, labels: Path, channels: int = 1) -> tuple[LabelledCase, ...]:
+    """The cases of two folders: every label file, with the image of its name, as `find_cases` names it.
 
     Raises
     ------
     UnsuitableVolume
-        Where there is no label file, or one has no image.
+        Where there is no label file, or one has no image, or an image lacks a channel.
     """
+    found = {case.name: case for case in find_cases(images, channels)}
     cases = []
     for label in sorted(labels.iterdir()) if labels.is_dir() else []:
         ending = next((e for e in ENDINGS if label.name.endswith(e)), None)
         if ending is None or label.name.startswith("."):
             continue
         name = label.name.removesuffix(ending)
-        image = next((p for p in (images / f"{name}{ending}", images / f"{name}_0000{ending}") if p.is_file()), None)
-        if image is None:
+        if name not in found:
             raise UnsuitableVolume(f"{label}: no image {name}{ending} or {name}_0000{ending} in {images}")
-        cases.append(LabelledCase(name, image, label))
+        cases.append(LabelledCase(found[name], label))
     if not cases:
         raise UnsuitableVolume(f"{labels}: no label file in it")
     return tuple(cases)
 
 
 def evaluate(
-    segmenter: Segmenter, cases: Sequence[LabelledCase], progress: Callable[[str], None] | None = None
+    segmenter: Segmenter | FastestSegmenter,
+    cases: Sequence[LabelledCase],
+    progress: Callable[[str], None] | None = None,
 ) -> Iterator[LabelScore]:
     """Segment each case and score every label that the model reports.
 
@@ -79,11 +86,11 @@ def evaluate(
     for number, case in enumerate(cases, start=1):
         if progress is not None:
             progress(f"{number}/{len(cases)} {case.name}")
-        volume = read_volume(case.image, segmenter.bundle.modalities[0])
+        volumes = case.image.read(segmenter.bundle.modalities[0])
         truth = read_label_map(case.label, segmenter.bundle.labels)
-        if not volume.grid.same_as(truth.grid, tolerance_mm=0.1):
-            raise UnsuitableVolume(f"{case.label}: does not lie on the grid of {case.image}")
-        found = segmenter.segment(volume).label_map
+        if not volumes[0].grid.same_as(truth.grid, tolerance_mm=0.1):
+            raise UnsuitableVolume(f"{case.label}: does not lie on the grid of {case.image.files[0]}")
+        found = segmenter.segment(volumes).label_map
         yield from score(case.name, found, truth, segmenter.bundle.unreported)
 
 

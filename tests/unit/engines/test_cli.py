@@ -99,14 +99,14 @@ def test_show(make_bundle: Callable[..., Bundle], capsys: pytest.CaptureFixture[
     assert bundle.digest in said
     assert "1 liver, 2 spleen" in said
     assert main(["show", str(bundle.folder), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["backends"]["torch"]["available"] is True
+    assert json.loads(capsys.readouterr().out)["engines"]["torch float32"].startswith("can run")
 
 
 def test_segment(
     make_bundle: Callable[..., Bundle], image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "labels.nii.gz"
-    arguments = ["segment", str(make_bundle().folder), str(image), str(out), "--backend", "torch", "--threads", "1"]
+    arguments = ["segment", str(make_bundle().folder), str(image), str(out), "--engine", "torch", "--threads", "1"]
     assert main([*arguments, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     labels = read_label_map(out, {}).labels
@@ -122,7 +122,7 @@ def test_evaluate(
     truth = LabelMap(Grid((6, 8, 8), np.eye(4)), np.ones((6, 8, 8), dtype=np.uint8), {1: "liver"})
     write_label_map(tmp_path / "labels/one.nii.gz", truth)
     arguments = ["evaluate", str(make_bundle().folder), "--images", str(image.parent)]
-    arguments += ["--labels", str(tmp_path / "labels"), "--backend", "torch", "--threads", "1"]
+    arguments += ["--labels", str(tmp_path / "labels"), "--engine", "torch", "--threads", "1"]
     assert main([*arguments, "--json", "--out", str(tmp_path / "figures.json")]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["scores"][0]["true_ml"] == pytest.approx(0.384)

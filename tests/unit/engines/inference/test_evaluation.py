@@ -64,7 +64,7 @@ def test_evaluate_a_folder(make_bundle: Callable[..., Bundle], cases: Path) -> N
 
 
 def test_label_without_image_and_empty_folder(cases: Path, tmp_path: Path) -> None:
-    (cases / "images/one_0000.nii.gz").unlink()
+    (cases / "images/one_0000.nii.gz").rename(cases / "images/other_0000.nii.gz")
     with pytest.raises(UnsuitableVolume, match=r"no image one\.nii\.gz"):
         pair_cases(cases / "images", cases / "labels")
     with pytest.raises(UnsuitableVolume, match="no label file"):
