@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from engines.backends.base import Backend, Placement
+from engines.backends.base import Backend, Placement, Precision
 from engines.backends.openvino import OpenVinoBackend
 from engines.backends.torch import TorchBackend
 from engines.errors import BackendUnavailable, OutOfDeviceMemory
@@ -108,13 +108,52 @@ def test_torch_says_why_there_is_no_card() -> None:
         assert "CUDA" in found.reason or "driver" in found.reason
 
 
-@pytest.mark.gpu
-def test_cuda_answers_as_the_processor_does(plan: Plan) -> None:
+def test_torch_has_one_precision_on_a_processor(plan: Plan) -> None:
+    assert "not in float16" in TorchBackend.is_available("cpu", "float16").reason
+    assert "not in bfloat16" in TorchBackend.is_available("cuda", "bfloat16").reason
+    with pytest.raises(BackendUnavailable, match="torch: multiplies in float32 on a processor"):
+        TorchBackend.open(plan, {}, Placement(precision="float16"))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_batches_change_no_answer(plan: Plan, batch: int) -> None:
     weights = random_weights(plan.architecture, plan.outputs)
-    patches = torch.randn((1, 1, *plan.patch_size))
+    patches = torch.randn((4, 1, *plan.patch_size), generator=torch.Generator().manual_seed(0))
+    alone = answered(TorchBackend.open(plan, weights, Placement()), patches)
+    together = answered(TorchBackend.open(plan, weights, Placement(batch=batch)), patches)
+    assert torch.allclose(together, alone, atol=1e-5 * float(alone.std()))
+
+
+def test_a_closed_backend_says_so(plan: Plan) -> None:
+    backend = TorchBackend.open(plan, random_weights(plan.architecture, plan.outputs), Placement())
+    backend.close()
+    backend.close()
+    with pytest.raises(BackendUnavailable, match="was closed"):
+        answered(backend, torch.zeros((1, 1, *plan.patch_size)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("float16", 3e-2)])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cuda_answers_as_the_processor_does(plan: Plan, variant: str, precision: Precision, tolerance: float) -> None:
+    """Five patches in batches of two: the graph is run again, the last batch is short."""
+    plan = VARIANTS[variant](plan)
+    weights = random_weights(plan.architecture, plan.outputs)
+    patches = torch.randn((5, 1, *plan.patch_size), generator=torch.Generator().manual_seed(0))
     reference = answered(TorchBackend.open(plan, weights, Placement()), patches)
-    answer = answered(TorchBackend.open(plan, weights, Placement(device="cuda")), patches)
-    assert torch.allclose(answer, reference, atol=1e-3 * float(reference.std()))
+    backend = TorchBackend.open(plan, weights, Placement(device="cuda", batch=2, precision=precision))
+    answers = list(backend.answers(patches.cuda()[:1]))
+    assert (answers[0].is_cuda, backend.precision) == (True, precision)
+    answer = answered(backend, patches).float()
+    backend.close()
+    assert torch.allclose(answer, reference, atol=tolerance * float(reference.std()))
+
+
+@pytest.mark.gpu
+def test_a_card_that_is_too_small_is_ours(plan: Plan) -> None:
+    weights = random_weights(plan.architecture, plan.outputs)
+    with pytest.raises(OutOfDeviceMemory, match="in batches of"):
+        TorchBackend.open(plan, weights, Placement(device="cuda", batch=2**26))
 
 
 def test_missing_openvino_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +172,7 @@ def test_device_out_of_memory_is_ours(plan: Plan, monkeypatch: pytest.MonkeyPatc
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(module, "features", full)
-    with pytest.raises(OutOfDeviceMemory, match="no room for a patch"):
+    with pytest.raises(OutOfDeviceMemory, match="no room for patches"):
         answered(backend, torch.zeros((1, 1, *plan.patch_size)))
 
 
