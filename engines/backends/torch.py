@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch.nn import functional
 
-from engines.backends.base import Availability, Placement, Precision, Weights
+from engines.backends.base import Answer, Availability, Placement, Precision, Weights
+from engines.backends.batching import in_batches
 from engines.errors import BackendUnavailable, OutOfDeviceMemory
 from engines.model.network import Convolution, features, head
 from engines.model.plan import Architecture, Plan
 
+_TYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
 _CONVOLVE = {2: functional.conv2d, 3: functional.conv3d}
 _UPSAMPLE = {2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 _POOL = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
@@ -60,32 +62,37 @@ class _TorchOperations:
 
 
 class TorchBackend:
-    """The network in float32, eager."""
+    """The network in float32 on a processor; in float32 or float16 on a card, there as one CUDA graph."""
 
     name = "torch"
-    precision: Precision = "float32"
 
     def __init__(self, plan: Plan, weights: Weights, placement: Placement) -> None:
-        if placement.device == "cpu":
-            torch.set_num_threads(placement.threads)  # one setting for the whole process
-        else:
-            # Cards multiply float32 in 10-bit mantissas (TF32) unless told not to: too coarse for the reference.
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.allow_tf32 = False
         self.version = f"torch {torch.__version__}"
-        self._plan, self._answer = plan, placement.answer
+        self.precision = placement.precision
         self._target = torch.device(placement.device)
-        self.device = "CPU" if placement.device == "cpu" else torch.cuda.get_device_name(self._target)
-        tensors = {key: torch.from_numpy(value).to(self._target) for key, value in weights.items()}
-        self._operations = _TorchOperations(plan.architecture, tensors)
+        on_card = self._target.type == "cuda"
+        self.device = torch.cuda.get_device_name(self._target) if on_card else "CPU"
+        torch.set_num_threads(placement.threads)  # one setting for the whole process, as those of cards are
+        if on_card:
+            _set_up_cards()
+        kind = _TYPES[placement.precision]
+        tensors = {key: torch.from_numpy(value).to(self._target, kind) for key, value in weights.items()}
+        shape = (placement.batch, plan.inputs, *plan.patch_size)
+        self._images = torch.zeros(shape, dtype=kind, device=self._target)
+        network = _Network(plan, placement.answer, _TorchOperations(plan.architecture, tensors), self._images)
+        self._compute: Callable[[], torch.Tensor] = _graphed(network, self._target) if on_card else network
 
     @classmethod
     def is_available(cls, device: str, precision: Precision = "float32") -> Availability:
-        """A processor always; a card where torch was built for CUDA and finds a driver."""
+        """A processor in float32; a card where torch was built for CUDA and finds a driver."""
         if device == "cpu":
+            if precision != "float32":
+                return Availability(False, f"multiplies in float32 on a processor, not in {precision}")
             return Availability(True, f"torch {torch.__version__} on the processor")
         if not device.startswith("cuda"):
             return Availability(False, f"{device} is no device of this backend; known: cpu, cuda, cuda:N")
+        if precision not in _TYPES:
+            return Availability(False, f"multiplies in {' or '.join(_TYPES)} on a card, not in {precision}")
         if torch.version.cuda is None:
             return Availability(False, f"torch {torch.__version__} was built without CUDA; install torch's CUDA build")
         if not torch.cuda.is_available():
@@ -97,32 +104,75 @@ class TorchBackend:
 
     @classmethod
     def open(cls, plan: Plan, weights: Weights, placement: Placement) -> Self:
-        """Load the weights onto the device."""
-        availability = cls.is_available(placement.device)
+        """Load the weights onto the device; on a card, run the network once and keep the graph of it."""
+        availability = cls.is_available(placement.device, placement.precision)
         if not availability.available:
             raise BackendUnavailable(f"torch: {availability.reason}")
         try:
             return cls(plan, weights, placement)
         except torch.OutOfMemoryError as error:
-            raise OutOfDeviceMemory(f"{placement.device}: no room for the weights of {plan.dataset}") from error
+            room = f"no room for {plan.dataset} in batches of {placement.batch}"
+            raise OutOfDeviceMemory(f"{placement.device}: {room}") from error
 
     def answers(self, patches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The network's answer to each patch, in order."""
-        for patch in patches:
-            try:
-                answer = self._one(patch)
-            except torch.OutOfMemoryError as error:
-                raise OutOfDeviceMemory(f"{self.device}: no room for a patch of {tuple(patch.shape)}") from error
-            yield answer
-
-    @torch.inference_mode()
-    def _one(self, patch: torch.Tensor) -> torch.Tensor:
-        net = self._plan.architecture
-        answer = features(net, self._operations, patch[None].to(self._target))
-        return (head(net, self._plan.outputs, self._operations, answer) if self._answer == "logits" else answer)[0]
+        """The network's answer to each patch, in order; on a card, on torch's current stream."""
+        try:
+            yield from in_batches(patches, self._images, self._compute)
+        except torch.OutOfMemoryError as error:
+            room = f"no room for patches of {tuple(self._images.shape)}"
+            raise OutOfDeviceMemory(f"{self.device}: {room}") from error
 
     def close(self) -> None:
-        """Let go of the weights."""
-        self._operations = _TorchOperations(self._plan.architecture, {})
+        """Let go of weights, buffers and graph."""
+        self._compute = _closed
+        self._images = torch.empty_like(self._images, device="meta")
         if self._target.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class _Network:
+    """One network over one buffer of images."""
+
+    plan: Plan
+    answer: Answer
+    operations: _TorchOperations
+    images: torch.Tensor
+
+    @torch.inference_mode()
+    def __call__(self) -> torch.Tensor:
+        """The answer to all images, in new memory."""
+        net = self.plan.architecture
+        maps = features(net, self.operations, self.images)
+        return head(net, self.plan.outputs, self.operations, maps) if self.answer == "logits" else maps
+
+
+def _set_up_cards() -> None:
+    # Cards multiply float32 in 10-bit mantissas (TF32) unless told not to: too coarse for the reference.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True  # shapes never change: the fastest algorithm is looked for once
+
+
+def _graphed(network: _Network, device: torch.device) -> Callable[[], torch.Tensor]:
+    """The network as one launch instead of hundreds; its answer lies in the same memory each time."""
+    with torch.cuda.device(device):
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(2):  # before the capture, in which no algorithm may be tried
+                network()
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            answer = network()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return answer
+
+    return replay
+
+
+def _closed() -> torch.Tensor:
+    raise BackendUnavailable("torch: the backend was closed")

@@ -186,15 +186,28 @@ def run_side(name: str, case: Case, folder: Path) -> dict[str, Any]:
 
 
 def _nnunet(bundle: Any, _name: str, _threads: int) -> Callable[[Any], Any]:
-    from inference import nnunet_side
+    from engines.conversion.reference import NnunetPredictor
 
-    return nnunet_side(bundle)
+    predictor = NnunetPredictor(bundle)
+
+    def run(volume: Any) -> Any:
+        result = predictor.segment([volume])
+        return result.seconds, result.labels
+
+    return run
 
 
 def _ours(bundle: Any, name: str, threads: int) -> Callable[[Any], Any]:
-    from inference import our_side
+    from engines.backends.base import Engine, Placement
+    from engines.inference.segmenter import Segmenter
 
-    return our_side(bundle, name, threads)
+    segmenter = Segmenter.open(bundle, Engine.parse(name), Placement(threads=threads))
+
+    def run(volume: Any) -> Any:
+        result = segmenter.segment(volume)
+        return result.seconds, result.label_map.labels
+
+    return run
 
 
 def _warm(segment: Callable[[Any], Any], volume: Any) -> None:
@@ -231,9 +244,11 @@ def _processor_s() -> float:
 
 def sides_here(case: Case, wanted: Sequence[str] | None) -> tuple[list[str], str]:
     """The sides to run, nnunetv2 first, and what is left out and why."""
+    from engines.backends.base import Engine
     from engines.inference.segmenter import availability
 
-    ours = [f"{name} float32" for name in ("torch", "openvino") if availability(name).available]
+    known = [Engine("torch"), Engine("openvino"), Engine("openvino", "bfloat16")]
+    ours = [str(engine) for engine in known if availability(engine).available]
     if wanted:
         return list(wanted), ""
     available = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.conversion.nnunet import import_results_folder
+from engines.conversion.nnunet import ANY_ORIENTATION, Description, Selection, import_results_folders
 from engines.model.bundle import Bundle
 
 Triple = tuple[float, float, float]
@@ -212,16 +212,8 @@ def make_bundle(
     torch.save(checkpoint, results / "fold_0" / "checkpoint_final.pth")
     card = folder / "card.md"
     card.write_text("# Random weights, the last layer fitted to a torso made of mathematics\n")
-    return import_results_folder(
-        results,
-        folder / "bundle",
-        name="torso",
-        version="1",
-        modalities=("CT",),
-        card=card,
-        orientation="any",
-        storage="float32",
-    )
+    description = Description("torso", "1", ["CT"], card, ANY_ORIENTATION)
+    return import_results_folders([results], folder / "bundle", description, Selection(storage="float32"))
 
 
 def _fitted(

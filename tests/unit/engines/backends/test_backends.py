@@ -5,27 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from engines.backends.base import Backend, Placement
+from engines.backends.base import Backend, Placement, Precision
 from engines.backends.openvino import OpenVinoBackend
 from engines.backends.torch import TorchBackend
 from engines.errors import BackendUnavailable, OutOfDeviceMemory
 from engines.model.bundle import Bundle
-from engines.model.network import tensors
-from engines.model.plan import Architecture, Plan
+from engines.model.plan import Plan
 
+Weights = Callable[[Plan], dict[str, np.ndarray]]
 BACKENDS: list[type[Backend]] = [TorchBackend, OpenVinoBackend]
-
-
-def random_weights(net: Architecture, outputs: int) -> dict[str, np.ndarray]:
-    source = np.random.default_rng(0)
-    shapes = tensors(net, 1, outputs)
-    return {key: source.standard_normal(shape).astype(np.float32) * 0.3 for key, shape in shapes.items()}
 
 
 def answered(backend: Backend, patches: torch.Tensor) -> torch.Tensor:
@@ -33,34 +26,9 @@ def answered(backend: Backend, patches: torch.Tensor) -> torch.Tensor:
     return torch.stack([answer.cpu().clone() for answer in backend.answers(patches)])
 
 
-VARIANTS: dict[str, Callable[[Plan], Plan]] = {
-    "plain 3d": lambda plan: plan,
-    "no affine, no bias, plain rectifier": lambda plan: replace(
-        plan, architecture=replace(plan.architecture, norm_affine=False, bias=False, negative_slope=0.0)
-    ),
-    "residual 3d, anisotropic": lambda plan: replace(
-        plan,
-        architecture=replace(
-            plan.architecture,
-            network="ResidualEncoderUNet",
-            blocks=(1, 2),
-            kernels=((1, 3, 3), (3, 3, 3)),
-            strides=((1, 1, 1), (1, 2, 2)),
-        ),
-    ),
-    "plain 2d": lambda plan: replace(
-        plan,
-        patch_size=(8, 12),
-        spacing_mm=(1.0, 1.0),
-        architecture=replace(plan.architecture, kernels=((3, 3), (3, 3)), strides=((1, 1), (2, 2))),
-    ),
-}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_both_answer_alike(plan: Plan, variant: str) -> None:
-    plan = VARIANTS[variant](plan)
-    weights = random_weights(plan.architecture, plan.outputs)
+def test_both_answer_alike(any_plan: Plan, random_weights: Weights) -> None:
+    plan = any_plan
+    weights = random_weights(plan)
     patches = torch.randn((2, 1, *plan.patch_size), generator=torch.Generator().manual_seed(0))
     answers = []
     for kind in BACKENDS:
@@ -73,21 +41,20 @@ def test_both_answer_alike(plan: Plan, variant: str) -> None:
     assert torch.allclose(answers[0], answers[1], atol=1e-3 * float(answers[0].std()))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_both_give_the_same_features(plan: Plan, variant: str) -> None:
-    plan = VARIANTS[variant](plan)
-    weights = random_weights(plan.architecture, plan.outputs)
+def test_both_give_the_same_features(any_plan: Plan, random_weights: Weights) -> None:
+    plan = any_plan
+    weights = random_weights(plan)
     patches = torch.randn((1, 1, *plan.patch_size), generator=torch.Generator().manual_seed(0))
     first, second = (answered(kind.open(plan, weights, Placement(answer="features")), patches) for kind in BACKENDS)
     assert first.shape == (1, plan.architecture.features[0], *plan.patch_size)
     assert torch.allclose(first, second, atol=1e-3 * float(first.std()))
 
 
-def test_input_is_left_alone(plan: Plan) -> None:
+def test_input_is_left_alone(plan: Plan, random_weights: Weights) -> None:
     """Activations work in place; the image is not theirs."""
     patches = torch.randn((1, 1, *plan.patch_size))
     before = patches.clone()
-    backend = TorchBackend.open(plan, random_weights(plan.architecture, plan.outputs), Placement())
+    backend = TorchBackend.open(plan, random_weights(plan), Placement())
     answered(backend, patches)
     assert torch.equal(patches, before)
 
@@ -108,13 +75,53 @@ def test_torch_says_why_there_is_no_card() -> None:
         assert "CUDA" in found.reason or "driver" in found.reason
 
 
+def test_torch_has_one_precision_on_a_processor(plan: Plan) -> None:
+    assert "not in float16" in TorchBackend.is_available("cpu", "float16").reason
+    assert "not in bfloat16" in TorchBackend.is_available("cuda", "bfloat16").reason
+    with pytest.raises(BackendUnavailable, match="torch: multiplies in float32 on a processor"):
+        TorchBackend.open(plan, {}, Placement(precision="float16"))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_batches_change_no_answer(plan: Plan, random_weights: Weights, batch: int) -> None:
+    weights = random_weights(plan)
+    patches = torch.randn((4, 1, *plan.patch_size), generator=torch.Generator().manual_seed(0))
+    alone = answered(TorchBackend.open(plan, weights, Placement()), patches)
+    together = answered(TorchBackend.open(plan, weights, Placement(batch=batch)), patches)
+    assert torch.allclose(together, alone, atol=1e-5 * float(alone.std()))
+
+
+def test_a_closed_backend_says_so(plan: Plan, random_weights: Weights) -> None:
+    backend = TorchBackend.open(plan, random_weights(plan), Placement())
+    backend.close()
+    backend.close()
+    with pytest.raises(BackendUnavailable, match="was closed"):
+        answered(backend, torch.zeros((1, 1, *plan.patch_size)))
+
+
 @pytest.mark.gpu
-def test_cuda_answers_as_the_processor_does(plan: Plan) -> None:
-    weights = random_weights(plan.architecture, plan.outputs)
-    patches = torch.randn((1, 1, *plan.patch_size))
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("float16", 3e-2)])
+def test_cuda_answers_as_the_processor_does(
+    any_plan: Plan, random_weights: Weights, precision: Precision, tolerance: float
+) -> None:
+    """Five patches in batches of two: the graph is run again, the last batch is short."""
+    plan = any_plan
+    weights = random_weights(plan)
+    patches = torch.randn((5, 1, *plan.patch_size), generator=torch.Generator().manual_seed(0))
     reference = answered(TorchBackend.open(plan, weights, Placement()), patches)
-    answer = answered(TorchBackend.open(plan, weights, Placement(device="cuda")), patches)
-    assert torch.allclose(answer, reference, atol=1e-3 * float(reference.std()))
+    backend = TorchBackend.open(plan, weights, Placement(device="cuda", batch=2, precision=precision))
+    answers = list(backend.answers(patches.cuda()[:1]))
+    assert (answers[0].is_cuda, backend.precision) == (True, precision)
+    answer = answered(backend, patches).float()
+    backend.close()
+    assert torch.allclose(answer, reference, atol=tolerance * float(reference.std()))
+
+
+@pytest.mark.gpu
+def test_a_card_that_is_too_small_is_ours(plan: Plan, random_weights: Weights) -> None:
+    weights = random_weights(plan)
+    with pytest.raises(OutOfDeviceMemory, match="in batches of"):
+        TorchBackend.open(plan, weights, Placement(device="cuda", batch=2**26))
 
 
 def test_missing_openvino_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,16 +131,16 @@ def test_missing_openvino_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hilum[openvino]" in found.reason
 
 
-def test_device_out_of_memory_is_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_out_of_memory_is_ours(plan: Plan, random_weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     from engines.backends import torch as module
 
-    backend = TorchBackend.open(plan, random_weights(plan.architecture, plan.outputs), Placement())
+    backend = TorchBackend.open(plan, random_weights(plan), Placement())
 
     def full(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(module, "features", full)
-    with pytest.raises(OutOfDeviceMemory, match="no room for a patch"):
+    with pytest.raises(OutOfDeviceMemory, match="no room for patches"):
         answered(backend, torch.zeros((1, 1, *plan.patch_size)))
 
 

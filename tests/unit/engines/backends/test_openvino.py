@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +14,14 @@ from torch.nn import functional
 from engines.backends.base import Placement
 from engines.backends.openvino import OpenVinoBackend, _import_openvino, composed_kernel
 from engines.errors import BackendUnavailable
-from engines.model.network import tensors
 from engines.model.plan import Plan
 
 has_bfloat16 = OpenVinoBackend.is_available("cpu", "bfloat16").available
 
 
 @pytest.fixture
-def weights(plan: Plan) -> dict[str, np.ndarray]:
-    source = np.random.default_rng(0)
-    shapes = tensors(plan.architecture, 1, plan.outputs)
-    return {key: source.standard_normal(shape).astype(np.float32) * 0.3 for key, shape in shapes.items()}
+def weights(plan: Plan, random_weights: Callable[[Plan], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return random_weights(plan)
 
 
 def noise(plan: Plan, count: int) -> torch.Tensor:
