@@ -3,52 +3,32 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType, TracebackType
-from typing import Self, TypeVar
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.backends.base import Answer, Availability, Backend, Engine, Placement, Precision, Weights
+from engines.backends.base import Availability, Backend, Engine, Placement
 from engines.backends.catalogue import backend_class
 from engines.errors import BackendUnavailable, OutOfDeviceMemory, UnsuitableVolume
-from engines.inference.arithmetic import Arithmetic, DeviceArithmetic, Head, HostArithmetic, Rule
+from engines.inference.arithmetic import Arithmetic, DeviceArithmetic, HostArithmetic, Rule
+from engines.inference.case import Case, Clock
 from engines.inference.estimate import Estimate, Frame, estimate
 from engines.inference.labelling import Source, label_volume
+from engines.inference.members import OpenMember, close_members, open_member
 from engines.inference.memory import Way, way_of
 from engines.inference.postprocessing import postprocess
-from engines.inference.sliding_window import Plane, Windowing, planes, window_count
-from engines.model.bundle import Bundle, Member, ParityCrop
-from engines.model.network import head_key
-from engines.model.plan import Plan
-from engines.preprocessing.preprocess import NetworkInput, preprocess
+from engines.inference.sliding_window import Plane, planes
+from engines.model.bundle import Bundle
+from engines.preprocessing.preprocess import NetworkInput
 from engines.volume import Grid, LabelMap, Reorientation, Volume
-
-_T = TypeVar("_T")
 
 # Torch reads it when it first asks for memory: large pages, which take a fifth of the time to get from the system.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far a backend's answer on the parity crop may lie from the stored one."""
-
-    error: float
-    """Largest error of a logit, in standard deviations of the crop's logits."""
-    agreement: float
-    """Least share of the crop's voxels whose largest class is the reference's."""
-
-
-TOLERANCES: Mapping[Precision, Tolerance] = MappingProxyType(
-    {"float32": Tolerance(0.01, 0.999), "float16": Tolerance(0.5, 0.97), "bfloat16": Tolerance(0.5, 0.97)}
-)
-"""The self-test finds what is broken. Whether 16 bits are enough for a model, its certificate says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,27 +47,6 @@ class Segmentation:
     """Of the backend's library and of torch."""
     seconds: Mapping[str, float]
     """Wall clock of each stage: preprocess, network, labels, total."""
-
-
-@dataclass(frozen=True, eq=False)
-class OpenMember:
-    """A member with its networks, one for each fold, and what makes logits of what they answer."""
-
-    member: Member
-    networks: tuple[Backend, ...]
-    answer: Answer
-    head: Head | None
-    """Where features are summed."""
-    tested_s: float = 0.0
-    """What the self-test's patch took."""
-
-    @property
-    def windowing(self) -> Windowing:
-        """How the networks are moved."""
-        plan = self.member.plan
-        features = self.answer == "features"
-        channels = plan.architecture.features[0] if features else plan.outputs
-        return Windowing(plan.patch_size, channels, self.member.mirroring_axes, side_by_side=features)
 
 
 class Segmenter:
@@ -127,10 +86,9 @@ class Segmenter:
         opened: list[OpenMember] = []
         try:
             for member in bundle.members:
-                opened.append(_opened(member, engine, placement))
-                opened[-1] = _self_tested(opened[-1], engine)
+                opened.append(open_member(member, engine, placement))
         except BaseException:
-            _close(opened)
+            close_members(opened)
             raise
         return cls(bundle, engine, opened, placement)
 
@@ -157,7 +115,7 @@ class Segmenter:
         channels = (images,) if isinstance(images, Volume) else tuple(images)
         _check(channels, self.bundle)
         torch.set_num_threads(self._placement.threads)
-        case = _Case(channels, self.bundle, _Clock(), progress, self._placement.device)
+        case = Case(channels, self.bundle, Clock(), progress, self._placement.device)
         labels: dict[str, NDArray[np.integer]] = {}
         try:
             for member in self.bundle.members:
@@ -183,7 +141,7 @@ class Segmenter:
 
     def close(self) -> None:
         """Give back what the device holds."""
-        _close(list(self._members.values()))
+        close_members(self._members.values())
         self._host.pool.shutdown()
 
     def __enter__(self) -> Self:
@@ -195,7 +153,7 @@ class Segmenter:
         self.close()
 
     def _labels(
-        self, members: Sequence[OpenMember], case: _Case, earlier: Mapping[str, NDArray[np.integer]]
+        self, members: Sequence[OpenMember], case: Case, earlier: Mapping[str, NDArray[np.integer]]
     ) -> NDArray[np.integer]:
         """The labels of members together, in the frame of the networks, (D, H, W)."""
         plan = members[0].member.plan
@@ -213,7 +171,7 @@ class Segmenter:
             kept = label_volume(sources, Rule(plan.region_order), arithmetic, max(plan.labels))
             return inputs[0].uncropped(kept)
 
-    def _source(self, opened: OpenMember, seen: NetworkInput, way: Way, case: _Case) -> Source:
+    def _source(self, opened: OpenMember, seen: NetworkInput, way: Way, case: Case) -> Source:
         windowing = replace(opened.windowing, device=way.device)
         told = case.told(opened, seen)
         stream = planes(seen.image.to(way.device), opened.networks, windowing, told)
@@ -221,7 +179,7 @@ class Segmenter:
         head = None if opened.head is None else opened.head.on(way.device)
         return Source(self._timed(opened, stream, case), seen.taps(), halved, head)
 
-    def _timed(self, opened: OpenMember, stream: Iterator[Plane], case: _Case) -> Iterator[Plane]:
+    def _timed(self, opened: OpenMember, stream: Iterator[Plane], case: Case) -> Iterator[Plane]:
         """The planes; what they took counts as the network's, and as what a patch of this member takes."""
         name, begin = opened.member.name, case.clock.spent.get("network", 0.0)
         yield from case.clock.timed("network", stream)
@@ -229,7 +187,7 @@ class Segmenter:
         if patches and len(self.bundle.averaged) == 1:  # members of an ensemble take turns, and share the clock
             self.seconds_per_patch[name] = (case.clock.spent["network"] - begin) / patches
 
-    def _described(self, volume: Volume, labels: NDArray[np.integer], case: _Case) -> Segmentation:
+    def _described(self, volume: Volume, labels: NDArray[np.integer], case: Case) -> Segmentation:
         first = next(iter(self._members.values())).networks[0]
         return Segmentation(
             label_map=LabelMap(volume.grid, labels, self.bundle.labels),  # type: ignore[arg-type]  # it checks
@@ -279,60 +237,6 @@ def open_first(bundle: Bundle, engines: Sequence[str], device: str = "auto", thr
     raise BackendUnavailable(f"no backend serves {bundle.name}: {'; '.join(said) or 'the list is empty'}")
 
 
-def disagreement(opened: OpenMember, crop: ParityCrop) -> str | None:
-    """How a member's answer on its parity crop differs from the stored one by more than it may; None where not."""
-    network = opened.networks[0]
-    tensor = next(network.answers([torch.from_numpy(crop.image)])).float().cpu()
-    if opened.answer == "features":
-        head = _head(opened.member.plan, [opened.member.weights(opened.member.folds[0])])
-        tensor = (head.matrix @ tensor.flatten(1) + head.bias[:, None]).reshape(-1, *tensor.shape[1:])
-    answer = tensor.numpy()[(slice(None), *(slice(None, None, crop.step),) * (tensor.ndim - 1))]
-    error = float(np.abs(answer - crop.logits).max()) / max(float(crop.logits.std()), 1e-12)
-    agreement = float((answer.argmax(axis=0) == crop.logits.argmax(axis=0)).mean())
-    # Written so that an answer which is not a number fails too.
-    allowed = TOLERANCES[network.precision]
-    if error <= allowed.error and agreement >= allowed.agreement:
-        return None
-    return f"self-test failed: logits off by {error:.2g} standard deviations, {100 * agreement:.2f} % of classes equal"
-
-
-def _self_tested(opened: OpenMember, engine: Engine) -> OpenMember:
-    begin = time.monotonic()
-    if fault := disagreement(opened, opened.member.parity()):
-        raise BackendUnavailable(f"{engine}: {fault}")
-    return replace(opened, tested_s=time.monotonic() - begin)
-
-
-def _opened(member: Member, engine: Engine, placement: Placement) -> OpenMember:
-    """Sums of features instead of logits where they are fewer: the head is one matrix, and sums are linear."""
-    plan, weights = member.plan, [member.weights(fold) for fold in member.folds]
-    answer: Answer = "features" if plan.architecture.features[0] * len(weights) < plan.outputs else "logits"
-    networks: list[Backend] = []
-    try:
-        for tensors in weights:
-            networks.append(backend_class(engine.backend).open(plan, tensors, replace(placement, answer=answer)))
-    except BaseException:
-        for network in networks:
-            network.close()
-        raise
-    head = _head(plan, weights) if answer == "features" else None
-    return OpenMember(member, tuple(networks), answer, head)
-
-
-def _head(plan: Plan, folds: Sequence[Weights]) -> Head:
-    """Of folds side by side: the mean of their logits."""
-    key = head_key(plan.architecture)
-    matrices = [torch.from_numpy(each[f"{key}.weight"].reshape(plan.outputs, -1)) for each in folds]
-    biases = [torch.from_numpy(each[f"{key}.bias"]) for each in folds]
-    return Head(torch.cat(matrices, dim=1) / len(folds), torch.stack(biases).mean(0))
-
-
-def _close(members: Sequence[OpenMember]) -> None:
-    for each in members:
-        for network in each.networks:
-            network.close()
-
-
 def _check(images: Sequence[Volume], bundle: Bundle) -> None:
     if len(images) != len(bundle.channels):
         wanted = ", ".join(bundle.channels)
@@ -361,82 +265,3 @@ def _no_room(error: Exception) -> bool:
 def _versions(network: Backend) -> str:
     torch_version = f"torch {torch.__version__}"
     return network.version if network.version == torch_version else f"{network.version}, {torch_version}"
-
-
-@dataclass
-class _Clock:
-    """Seconds of each stage; a stage inside another is not counted twice."""
-
-    started: float = field(default_factory=time.monotonic)
-    spent: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Measure what runs inside, less the stages in it."""
-        begin, before = time.monotonic(), sum(self.spent.values())
-        yield
-        inside = sum(self.spent.values()) - before
-        self.spent[name] = self.spent.get(name, 0.0) + time.monotonic() - begin - inside
-
-    def timed(self, name: str, items: Iterator[_T]) -> Iterator[_T]:
-        """The items, and what it takes to make each."""
-        while True:
-            with self.stage(name):
-                item = next(items, None)
-            if item is None:
-                return
-            yield item
-
-    def seconds(self) -> Mapping[str, float]:
-        """Every stage, and the total."""
-        return MappingProxyType({**self.spent, "total": time.monotonic() - self.started})
-
-
-@dataclass
-class _Case:
-    """One case on its way: what was given, what was taken, how far it is."""
-
-    images: Sequence[Volume]
-    bundle: Bundle
-    clock: _Clock
-    progress: Callable[[float], None] | None
-    device: str
-    ways: list[Way] = field(default_factory=list)
-    done: dict[str, float] = field(default_factory=dict)
-    """Of each member's windows, the share that is done."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Voxels that each member's networks see in all."""
-    patches: dict[str, int] = field(default_factory=dict)
-    """That each member's networks see in all."""
-
-    @property
-    def turn(self) -> Reorientation:
-        """From the images' frame to the networks'."""
-        codes = self.images[0].grid.axis_codes
-        return Reorientation.between(codes, self.bundle.orientation or codes)
-
-    def network_input(self, opened: OpenMember, earlier: Mapping[str, NDArray[np.integer]]) -> NetworkInput:
-        """What a member's networks see."""
-        turn, stage = self.turn, opened.member.previous_stage
-        spacing = turn.grid(self.images[0].grid).spacing_mm
-        turned = [turn.apply(volume.voxels) for volume in self.images]
-        channels = turned[0][None] if len(turned) == 1 else np.stack(turned)
-        previous = None if stage is None else earlier[stage]
-        return preprocess(channels, spacing, opened.member.plan, previous, self.device)
-
-    def told(self, opened: OpenMember, seen: NetworkInput) -> Callable[[float], None] | None:
-        """Progress of one member, as a share of all members' windows as far as they are known."""
-        name, windowing = opened.member.name, opened.windowing
-        windows = window_count(seen.image.shape[1:], windowing.patch)
-        self.patches[name] = windows * len(opened.networks) * len(windowing.flips)
-        self.weights[name] = float(self.patches[name] * np.prod(windowing.patch))
-        whole = self.progress
-        if whole is None:
-            return None
-
-        def tell(share: float) -> None:
-            self.done[name] = share
-            total = sum(self.weights.values()) / len(self.weights) * len(self.bundle.members)
-            whole(min(1.0, sum(self.weights[each] * part for each, part in self.done.items()) / total))
-
-        return tell
