@@ -29,6 +29,8 @@ CT = {"mean": -20.0, "std": 180.0, "percentile_00_5": -600.0, "percentile_99_5":
 class Recipe:
     """A model to be: what differs from one test to the next."""
 
+    name: str = "small"
+    """Of the configuration."""
     network: str = "PlainConvUNet"
     patch: tuple[int, ...] = (16, 24, 24)
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -47,7 +49,7 @@ class Recipe:
     regions: tuple[tuple[int, ...], ...] = ()
     """The labels of each region, where the network gives regions; the n-th paints the label n + 1."""
     previous_stage: bool = False
-    """Whether `small` is the second network of a cascade, after `first`."""
+    """Whether it is the second network of a cascade, after `first`."""
 
     @property
     def outputs(self) -> int:
@@ -61,7 +63,7 @@ class Recipe:
 
 
 def plans_of(recipe: Recipe) -> dict[str, Any]:
-    """plans.json: the configuration `small` inherits all but its name from `3d_fullres`."""
+    """plans.json: the configuration inherits all but its name from `3d_fullres`."""
     dim = len(recipe.patch)
     stages = len(recipe.strides)
     channels = recipe.channels or (("", recipe.normalization, recipe.use_mask),)
@@ -122,7 +124,7 @@ def plans_of(recipe: Recipe) -> dict[str, Any]:
         "image_reader_writer": "SimpleITKIO",
         "transpose_forward": list(recipe.transpose),
         "transpose_backward": backward,
-        "configurations": {"3d_fullres": configuration, "small": small},
+        "configurations": {"3d_fullres": configuration, recipe.name: small},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {str(index): CT for index in range(len(channels))},
@@ -150,9 +152,9 @@ class NnunetPlan:
         self.recipe = recipe
         self.plans, self.dataset = plans_of(recipe), dataset_of(recipe)
         self.manager = PlansManager(self.plans)
-        self.configuration = self.manager.get_configuration("small")
+        self.configuration = self.manager.get_configuration(recipe.name)
         self.label_manager = self.manager.get_label_manager(self.dataset)
-        self.plan = read_plan(self.plans, "small", read_labels(self.dataset))
+        self.plan = read_plan(self.plans, recipe.name, read_labels(self.dataset))
 
     def preprocessed(
         self, image: NDArray[np.float32], spacing: tuple[float, ...], previous: NDArray[np.int16] | None = None
@@ -189,18 +191,30 @@ class NnunetPlan:
 class NnunetModel(NnunetPlan):
     """A results folder of one recipe, its weights fitted to an image, and our bundle of it."""
 
-    def __init__(self, folder: Path, recipe: Recipe, image: NDArray[np.float32], spacing: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        image: NDArray[np.float32],
+        spacing: tuple[float, ...],
+        previous: NDArray[np.int16] | None = None,
+    ) -> None:
         super().__init__(recipe)
-        data = self.preprocessed(image, spacing)[0]
+        data = self.preprocessed(image, spacing, previous)[0]
         self.parameters = [self._fitted(seed, data) for seed in range(recipe.folds)]
-        self.results = folder / "nnUNetTrainer__nnUNetPlans__small"
+        self.results = folder / f"nnUNetTrainer__nnUNetPlans__{recipe.name}"
         self._write()
         card = folder / "card.md"
         card.write_text("# A model of random weights\n")
-        self.bundle: Bundle = import_results_folders(
-            [self.results],
-            folder / "bundle",
-            Description("parity", "1", [recipe.modality], card, recipe.orientation),
+        self.bundle = self.imported(self.results)
+
+    def imported(self, *folders: Path) -> Bundle:
+        """A bundle of results folders, told what this recipe says."""
+        recipe, beside = self.recipe, self.results.parent
+        return import_results_folders(
+            folders,
+            beside / f"bundle-{len(list(beside.glob('bundle-*')))}",
+            Description("parity", "1", [recipe.modality], beside / "card.md", recipe.orientation),
             Selection(storage="float32", mirroring=bool(recipe.mirroring)),
         )
 
@@ -221,18 +235,36 @@ class NnunetModel(NnunetPlan):
         )
         return predictor
 
-    def predicted(self, image: NDArray[np.float32], spacing: tuple[float, ...]) -> NDArray[np.uint8]:
-        """nnU-Net's labels of an array (D, H, W), its sums held in float32 as ours are.
+    def predicted(
+        self, image: NDArray[np.float32], spacing: tuple[float, ...], previous: NDArray[np.int16] | None = None
+    ) -> NDArray[np.uint8]:
+        """nnU-Net's labels of an array (D, H, W) or (C, D, H, W), its sums held in float32 as ours are.
 
         At the rim of a volume the Gaussian is so small that nnU-Net's float16 sums keep a digit or two of a logit. On
         volumes as small as these that rim is a good part of the whole.
         """
-        data, properties = self.preprocessed(image, spacing)
+        return self.labels(*self.logits(image, spacing, previous))
+
+    def logits(
+        self, image: NDArray[np.float32], spacing: tuple[float, ...], previous: NDArray[np.int16] | None = None
+    ) -> tuple[NDArray[np.float16], dict]:
+        """What the labels are made of, and the properties of the image."""
+        data, properties = self.preprocessed(image, spacing, previous)
         predictor = self.predictor()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch, "half", torch.float32)
             logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
-        return self.labels(logits.half().numpy(), properties)
+        return logits.half().numpy(), properties
+
+    def probabilities(self, image: NDArray[np.float32], spacing: tuple[float, ...]) -> NDArray[np.float32]:
+        """What nnU-Net averages over the configurations of an ensemble: (outputs, D, H, W) on the image's grid."""
+        from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+
+        logits, properties = self.logits(image, spacing)
+        _, probabilities = convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits, self.manager, self.configuration, self.label_manager, properties, return_probabilities=True
+        )
+        return np.asarray(probabilities)
 
     def _network(self) -> torch.nn.Module:
         from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -243,8 +275,8 @@ class NnunetModel(NnunetPlan):
                 self.configuration.network_arch_class_name,
                 self.configuration.network_arch_init_kwargs,
                 self.configuration.network_arch_init_kwargs_req_import,
-                1,
-                self.recipe.classes,
+                self.recipe.inputs,
+                self.recipe.outputs,
                 deep_supervision=False,
             ).eval()
 
@@ -263,6 +295,8 @@ class NnunetModel(NnunetPlan):
         bins = np.digitize(smooth, np.quantile(smooth, np.linspace(0, 1, self.recipe.classes + 1)[1:-1])).reshape(-1)
         x1 = np.concatenate([x, np.ones((len(x), 1))], axis=1)
         target = np.eye(self.recipe.classes)[bins] * 10
+        if self.recipe.regions:
+            target = np.stack([np.isin(bins, region) for region in self.recipe.regions], axis=1) * 10.0 - 5
         solution = np.linalg.solve(x1.T @ x1 + 1e-2 * len(x) * np.eye(x1.shape[1]), x1.T @ target).astype(np.float32)
         head = network.decoder.seg_layers[-1]
         with torch.no_grad():
@@ -280,7 +314,7 @@ class NnunetModel(NnunetPlan):
                 "current_epoch": 1,
                 "init_args": {
                     "plans": self.plans,
-                    "configuration": "small",
+                    "configuration": self.recipe.name,
                     "fold": fold,
                     "dataset_json": self.dataset,
                 },
@@ -316,8 +350,13 @@ def one_thread() -> Iterator[None]:
 def nnunet_model(tmp_path: Path) -> Callable[..., NnunetModel]:
     """Makes a results folder, fitted to an image, and our bundle of it."""
 
-    def make(recipe: Recipe, image: NDArray[np.float32], spacing: tuple[float, ...]) -> NnunetModel:
-        return NnunetModel(tmp_path, recipe, image, spacing)
+    def make(
+        recipe: Recipe,
+        image: NDArray[np.float32],
+        spacing: tuple[float, ...],
+        previous: NDArray[np.int16] | None = None,
+    ) -> NnunetModel:
+        return NnunetModel(tmp_path, recipe, image, spacing, previous)
 
     return make
 
