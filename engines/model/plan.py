@@ -288,6 +288,7 @@ _CONFIGURATION_KEYS = _OLD_STYLE_KEYS | {
     "batch_size",
     "patch_size",
     "median_image_size_in_voxels",
+    "median_patient_size_in_voxels",
     "spacing",
     "normalization_schemes",
     "use_mask_for_norm",
