@@ -1,4 +1,4 @@
-"""hilum-models: import a trained nnU-Net model, show a bundle, segment one image with it, evaluate and verify it."""
+"""hilum-models: import a trained nnU-Net model; show, evaluate, verify, export a bundle, segment one image with it."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_segment(commands)
     _add_evaluate(commands)
     _add_verify(commands)
+    _add_export(commands)
     return parser
 
 
@@ -184,6 +185,26 @@ def _add_verification(command: argparse.ArgumentParser) -> None:
     command.add_argument("--keep", action="store_true", help="keep the volumes beside the bundle, for certifying there")
     command.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (%(default)s: the processor)")
     command.add_argument("--threads", type=int, help="processor threads; left out: all that this process may use")
+
+
+def _add_export(commands: Any) -> None:
+    command = commands.add_parser(
+        "export",
+        help="write a bundle's networks as ONNX files",
+        description="Write one ONNX file for each member and fold: a patch in (image), logits out; the patch is fixed, "
+        "every tensor's type is in the graph. Needs the extra `onnx`; where onnxruntime is installed too, a file is "
+        "kept only if it answers the bundle's parity crop as torch does.",
+    )
+    command.set_defaults(run=_export)
+    command.add_argument("bundle", type=Path, help="folder of the bundle")
+    command.add_argument("--out", type=Path, required=True, help="folder of the files; must not exist")
+    precisions = ("float32", "float16")
+    command.add_argument("--precision", choices=precisions, default="float32", help="of every tensor (%(default)s)")
+    command.add_argument(
+        "--norms", choices=precisions, default="float32", help="of instance norms in a float16 file (%(default)s)"
+    )
+    command.add_argument("--batch", type=int, help="images at once; left out: whoever runs the file says so")
+    command.add_argument("--json", action="store_true", help="for programs")
 
 
 def _add_placement(command: argparse.ArgumentParser) -> None:
@@ -387,6 +408,25 @@ def _opened(bundle: Bundle, arguments: argparse.Namespace) -> Any:
     if arguments.engine is None:
         return open_fastest(bundle, Policy(), placement)
     return Segmenter.open(bundle, Engine.parse(arguments.engine), placement)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from engines.backends.onnx_graph import GraphForm
+    from engines.conversion.export import export
+
+    if arguments.batch is not None and arguments.batch < 1:
+        raise EngineError(f"--batch {arguments.batch}: at least one image")
+    form = GraphForm(arguments.precision, arguments.norms, arguments.batch)
+    made = export(load_bundle(arguments.bundle), arguments.out, form)
+    if arguments.json:
+        print(json.dumps([{**asdict(each), "path": str(each.path)} for each in made], indent=2, ensure_ascii=False))
+        return 0
+    for each in made:
+        compared = "not compared with torch: onnxruntime is not installed"
+        if each.error is not None:
+            compared = f"logits off by at most {each.error:.2g} standard deviations from torch's"
+        print(f"{each.path}: {compared}")
+    return 0
 
 
 def _colour(label: int) -> tuple[int, int, int]:

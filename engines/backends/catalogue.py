@@ -25,5 +25,9 @@ def backend_class(name: str) -> type[Backend]:
             from engines.backends.openvino import OpenVinoBackend
 
             return OpenVinoBackend
+        case "tensorrt":
+            from engines.backends.tensorrt import TensorRtBackend
+
+            return TensorRtBackend
         case _:
             raise BackendUnavailable(f"{name}: there is no such backend; known: {', '.join(get_args(BackendName))}")

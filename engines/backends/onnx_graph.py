@@ -30,7 +30,7 @@ class GraphForm:
     precision: GraphPrecision = "float32"
     """Of weights, maps, input and output."""
     norms: GraphPrecision = "float32"
-    """Of instance norms; in a float16 graph, float32 stands between two casts."""
+    """Of instance norms in a float16 graph; float32 stands between two casts."""
     batch: int | None = None
     """Images at once; None: whoever runs it says so."""
     answer: Answer = "logits"
@@ -91,7 +91,8 @@ class _OnnxOperations:
 
     def normalization(self, x: str, key: str) -> str:
         """Instance norm; ONNX's always scales and shifts."""
-        one, norms = np.ones(self._width(key), dtype=np.float32), self.form.norms
+        one = np.ones(self._width(key), dtype=np.float32)
+        norms = self.form.norms if self.form.precision == "float16" else "float32"
         scale = self._constant(f"{key}.weight", self.weights.get(f"{key}.weight", one), norms)
         shift = self._constant(f"{key}.bias", self.weights.get(f"{key}.bias", 0 * one), norms)
         between = norms != self.form.precision

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from engines.backends.base import Answer, Availability, Placement, Precision, Weights
 from engines.backends.batching import in_batches
+from engines.backends.cuda_graph import captured
 from engines.errors import BackendUnavailable, OutOfDeviceMemory
 from engines.model.network import Convolution, features, head
 from engines.model.plan import Architecture, Plan
@@ -80,7 +81,7 @@ class TorchBackend:
         shape = (placement.batch, plan.inputs, *plan.patch_size)
         self._images = torch.zeros(shape, dtype=kind, device=self._target)
         network = _Network(plan, placement.answer, _TorchOperations(plan.architecture, tensors), self._images)
-        self._compute: Callable[[], torch.Tensor] = _graphed(network, self._target) if on_card else network
+        self._compute: Callable[[], torch.Tensor] = captured(network, self._target) if on_card else network
 
     @classmethod
     def is_available(cls, device: str, precision: Precision = "float32") -> Availability:
@@ -152,26 +153,6 @@ def _set_up_cards() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True  # shapes never change: the fastest algorithm is looked for once
-
-
-def _graphed(network: _Network, device: torch.device) -> Callable[[], torch.Tensor]:
-    """The network as one launch instead of hundreds; its answer lies in the same memory each time."""
-    with torch.cuda.device(device):
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(2):  # before the capture, in which no algorithm may be tried
-                network()
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            answer = network()
-
-    def replay() -> torch.Tensor:
-        graph.replay()
-        return answer
-
-    return replay
 
 
 def _closed() -> torch.Tensor:

@@ -27,7 +27,7 @@ def test_unknown_engines_are_refused(text: str) -> None:
         Engine.parse(text)
 
 
-@pytest.mark.parametrize("name", ["torch", "openvino"])
+@pytest.mark.parametrize("name", ["torch", "openvino", "tensorrt"])
 def test_every_backend_is_found_by_its_name(name: str) -> None:
     assert backend_class(name).name == name
 
@@ -41,7 +41,7 @@ def test_a_backend_is_imported_when_it_is_asked_for() -> None:
     code = """
 import sys
 from engines.backends.catalogue import backend_class
-backend_class("torch")
+backend_class("torch"), backend_class("tensorrt")
 sys.exit(any(name.split(".")[0] in ("openvino", "tensorrt", "tensorrt_rtx", "onnx") for name in sys.modules))
 """
     subprocess.run([sys.executable, "-c", code], check=True)

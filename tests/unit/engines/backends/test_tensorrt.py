@@ -1,0 +1,146 @@
+"""TensorRT: engines are built here without any card; whether they run is asked where there is one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorrt_rtx
+import torch
+
+from engines.backends import tensorrt as module
+from engines.backends.base import Placement, Precision
+from engines.backends.onnx_graph import GraphForm
+from engines.backends.tensorrt import TensorRtBackend
+from engines.backends.tensorrt_engine import Card, Library, build, engine_path, import_libraries, keep, network_digest
+from engines.backends.torch import TorchBackend
+from engines.errors import BackendUnavailable
+from engines.model.bundle import SHIPPED, load_bundle
+from engines.model.plan import Plan
+
+Weights = Callable[[Plan], dict[str, np.ndarray]]
+RTX = Library("tensorrt_rtx", tensorrt_rtx)
+FORMS = {
+    "float32": GraphForm("float32", batch=2),
+    "float16": GraphForm("float16", batch=2),
+    "float16 throughout": GraphForm("float16", "float16", batch=2),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["phantom", "hippocampus-mr"])
+def test_an_engine_is_built_of_every_shipped_bundle(name: str, form: str) -> None:
+    (member,) = load_bundle(SHIPPED / name).members
+    weights = member.weights(member.folds[0])
+    engine = build(RTX, member.plan, weights, FORMS[form])
+    width = 4 if form == "float32" else 2
+    assert len(engine) > width * sum(tensor.size for tensor in weights.values())
+
+
+def test_an_engine_is_built_of_every_kind_of_network(any_plan: Plan, random_weights: Weights) -> None:
+    form = GraphForm("float16", batch=2, answer="features")
+    assert build(RTX, any_plan, random_weights(any_plan), form, card=Card("89", "13000"))
+
+
+def test_what_the_builder_refuses_is_ours(plan: Plan, random_weights: Weights) -> None:
+    """A map of one voxel, halved and doubled again, does not fit the one that it is joined to."""
+    wrong = replace(plan, patch_size=(1, 8, 8))
+    with pytest.raises(BackendUnavailable, match=r"tensorrt_rtx .*: (the graph is refused|no engine can be built): .+"):
+        build(RTX, wrong, random_weights(wrong), GraphForm(batch=1))
+
+
+def test_cards_that_the_library_does_not_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "import_libraries", lambda: ([RTX], ["tensorrt cannot be imported"]))
+    library, reason = module._library_for(Card("90", "13000"))
+    assert library is None
+    assert "tensorrt cannot be imported" in reason
+    assert "nothing for compute capability 90" in reason
+    assert module._library_for(Card("89", "13000"))[0] is RTX
+
+
+def test_a_processor_is_refused_with_the_reason(plan: Plan) -> None:
+    assert "cards only, not cpu" in TensorRtBackend.is_available("cpu").reason
+    assert "not in bfloat16" in TensorRtBackend.is_available("cuda", "bfloat16").reason
+    with pytest.raises(BackendUnavailable, match="tensorrt: serves NVIDIA cards only"):
+        TensorRtBackend.open(plan, {}, Placement())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_without_a_driver_no_tensorrt_is_imported() -> None:
+    code = """
+import sys
+from engines.backends.tensorrt import TensorRtBackend
+found = TensorRtBackend.is_available("cuda")
+assert not found.available, found
+assert "driver" in found.reason or "torch finds no" in found.reason, found
+sys.exit(any(name.startswith("tensorrt") for name in sys.modules))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_missing_libraries_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="0"))  # a front without its library
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    found, said = import_libraries()
+    assert not found
+    assert said[0] == "tensorrt is installed without its library"
+    assert "hilum[tensorrt-rtx]" in said[1]
+
+
+def test_an_engine_is_filed_under_all_it_depends_on(plan: Plan, random_weights: Weights, tmp_path: Path) -> None:
+    weights, form, card = random_weights(plan), GraphForm("float16", batch=2), Card("89", "13000")
+    other = {**weights, "encoder.stages.0.0.convs.0.conv.bias": np.zeros(4, dtype=np.float32)}
+    digests = {
+        network_digest(plan, weights),
+        network_digest(plan, other),
+        network_digest(replace(plan, patch_size=(16, 8, 8)), weights),
+    }
+    places = {
+        engine_path(tmp_path, RTX, card, form, "0" * 64),
+        engine_path(tmp_path, RTX, card, replace(form, precision="float32"), "0" * 64),
+        engine_path(tmp_path, RTX, card, replace(form, norms="float16"), "0" * 64),
+        engine_path(tmp_path, RTX, card, replace(form, batch=1), "0" * 64),
+        engine_path(tmp_path, RTX, card, replace(form, answer="features"), "0" * 64),
+        engine_path(tmp_path, RTX, replace(card, capability="86"), form, "0" * 64),
+        engine_path(tmp_path, RTX, replace(card, driver="12080"), form, "0" * 64),
+        engine_path(tmp_path, Library("tensorrt", RTX.module), card, form, "0" * 64),
+        *(engine_path(tmp_path, RTX, card, form, digest) for digest in digests),
+    }
+    assert len(places) == 8 + 3
+    assert all(len(place.name) < 255 for place in places)
+
+
+def test_engines_are_kept_whole_and_private(tmp_path: Path) -> None:
+    path = tmp_path / "cache" / "one.engine"
+    keep(path, b"first")
+    keep(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert [each.name for each in path.parent.iterdir()] == ["one.engine"]
+    assert path.parent.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("float16", 3e-2)])
+def test_an_engine_answers_as_torch(
+    any_plan: Plan, random_weights: Weights, tmp_path: Path, precision: Precision, tolerance: float
+) -> None:
+    """Five patches in batches of two, from a new engine and from the kept one."""
+    found = TensorRtBackend.is_available("cuda", precision)
+    if not found.available:
+        pytest.skip(found.reason)
+    plan, weights = any_plan, random_weights(any_plan)
+    patches = torch.randn((5, 1, *plan.patch_size), generator=torch.Generator().manual_seed(0))
+    exact = torch.stack([each.clone() for each in TorchBackend.open(plan, weights, Placement()).answers(patches)])
+    placement = Placement(device="cuda", batch=2, precision=precision, cache=tmp_path)
+    for _ in range(2):
+        backend = TensorRtBackend.open(plan, weights, placement)
+        answer = torch.stack([each.float().cpu() for each in backend.answers(patches)])
+        backend.close()
+        assert torch.allclose(answer, exact, atol=tolerance * float(exact.std()))
+    assert len(list(tmp_path.glob("*.engine"))) == 1
