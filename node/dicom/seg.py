@@ -185,6 +185,7 @@ def _description(c: Composition, finding: Finding) -> highdicom.seg.SegmentDescr
                 "model": made.model_digest,
                 "configuration": made.config_digest,
                 "engine": _value(made.engine),
+                "way": _value(made.way),
                 "choice": _value(made.backend_reason),
             },
         ),

@@ -73,6 +73,8 @@ class Provenance:
     software_version: str
     versions: str = ""
     """Of the libraries that computed."""
+    way: str = ""
+    """Where sums were held, and of what."""
 
     @property
     def engine(self) -> str:

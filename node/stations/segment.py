@@ -457,6 +457,7 @@ def _provenance(bundle: Bundle, segmentation: Segmentation, recipe: Recipe) -> P
         config_digest=recipe.config_digest,
         software_version=recipe.software_version,
         versions=segmentation.versions,
+        way=segmentation.way,
     )
 
 
@@ -500,6 +501,7 @@ def _result(done: Segmented, seconds: Mapping[str, float]) -> dict[str, object]:
         "precision": found.provenance.precision,
         "device": found.provenance.device,
         "versions": found.provenance.versions,
+        "way": found.provenance.way,
         "backend_reason": found.provenance.backend_reason,
         "voxels": int(np.prod(done.volume.grid.shape)),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},

@@ -40,6 +40,7 @@ PROVENANCE = Provenance(
     config_digest="b2" * 32,
     software_version="0.1.0",
     versions="openvino 2026.4.1, torch 2.13.0",
+    way="sums in memory",
 )
 Edit = Callable[[Dataset, int], None]
 Relabel = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]

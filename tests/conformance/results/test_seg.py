@@ -213,7 +213,7 @@ def test_the_engine_and_its_certificate_are_named(
     """And highdicom, which parts the parameters at commas, reads each whole."""
     seg = highdicom.seg.segread(seg_of(composition_of(small), tmp_path / "out", "binary"))
     parameters = seg.get_segment_description(1).algorithm_identification.parameters
-    assert set(parameters) == {"model", "configuration", "engine", "choice"}
+    assert set(parameters) == {"model", "configuration", "engine", "way", "choice"}
     assert parameters["engine"] == "openvino float32 (openvino 2026.4.1; torch 2.13.0) on CPU"
     assert "certificate 0123456789ab; torch float32: slower" in parameters["choice"]
 

@@ -578,7 +578,9 @@ def test_models_are_listed_with_digest_labels_and_reasons(capsys: pytest.Capture
     for page in pages.values():
         assert re.fullmatch(r"[0-9a-f]{64}", page["digest"])
         assert page["uncoded"] == [], "every label of a shipped model has its code"
-        assert all(choice["reason"] for choice in page["backends"])
+        assert all(choice["reason"] for choice in page["engines"])
+        assert [choice["engine"] for choice in page["engines"]][-1] == "torch float32"
+        assert [choice["taken"] for choice in page["engines"]].count(True) == 1
     assert main(["models", "nothing"]) == 3
 
 

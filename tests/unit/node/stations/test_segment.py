@@ -21,6 +21,14 @@ from pydicom import dcmread
 
 from engines.errors import BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
 from engines.inference.segmenter import Segmentation
+from engines.model.certificate import (
+    ENGINE_LIMITS,
+    Certificate,
+    EngineKey,
+    LabelAgreement,
+    VolumeAgreement,
+    certify,
+)
 from engines.volume import LabelMap, Volume
 from node.dicom.compose import ResultStyle
 from node.domain.instance import ReceivedInstance, Sender
@@ -54,6 +62,15 @@ class Segmenter:
         self.error: BaseException | None = None
         self.finds = True
         self.before: Callable[[], object] = lambda: None
+        self.learned: list[tuple[Volume, Segmentation]] = []
+        self.makes: tuple[Certificate, ...] = ()
+        self.cannot_learn: Exception | None = None
+
+    def learn(self, volume: Volume, result: Segmentation) -> tuple[Certificate, ...]:
+        self.learned.append((volume, result))
+        if self.cannot_learn is not None:
+            raise self.cannot_learn
+        return self.makes
 
     def segment(self, volume: Volume, progress: Callable[[float], None] | None = None) -> Segmentation:
         self.before()
@@ -67,7 +84,11 @@ class Segmenter:
             progress(1.0)
         seconds = {"preprocess": 0.1, "network": 0.2, "labels": 0.1, "total": 0.4}
         label_map = LabelMap(volume.grid, labels, BUNDLE.labels)
+<<<<<<< HEAD
         return Segmentation(label_map, "torch", "float32", "cpu", "asked for", "sums of logits", "torch 2", seconds)
+=======
+        return Segmentation(label_map, "torch", "float32", "cpu", "asked for", "in memory", "torch 2", seconds)
+>>>>>>> 38b7c62 (Show engines, certificates and the way taken in results, records and commands)
 
     def close(self) -> None:
         pass
@@ -166,6 +187,60 @@ def test_job_objects_and_deliveries_at_once(journal: Journal, bench: Bench, path
     assert {o.path for o in record.objects} == set(results_in(bench))
     assert {f["segment"] for f in record.result["findings"]} == {"liver", "spleen"}
     assert record.result["seconds"].keys() >= {"load", "segment", "compose"}
+
+
+def certificate_with(dice: float) -> Certificate:
+    key = EngineKey("a" * 64, "openvino", "bfloat16", "openvino 1", "cpu")
+    volumes = [VolumeAgreement("b" * 64, (4, 4, 4), 1.0, (LabelAgreement(1, "liver", 4000, 4000, dice),))]
+    return certify("any", key, "torch float32 2", ENGINE_LIMITS, volumes)
+
+
+def test_engines_show_themselves_on_a_scan_whose_result_is_committed(
+    journal: Journal,
+    bench: Bench,
+    segmenter: Segmenter,
+    paths: list[Path],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the model saw and what it answered are shown to those that wait; the log tells what came of it."""
+    segmenter.makes = (certificate_with(0.5), certificate_with(0.999))
+    states: list[JobState] = []
+    learn = segmenter.learn
+
+    def watched(volume: Volume, result: Segmentation) -> Any:
+        states.append(record_of(journal, job_id).job.state)
+        return learn(volume, result)
+
+    monkeypatch.setattr(segmenter, "learn", watched)
+    job_id = job_for(journal, paths)
+    with caplog.at_level("INFO", "node.stations.segment"):
+        assert bench.run(job_id, 1) == "composed"
+    assert states == [JobState.COMPOSED]
+    ((volume, result),) = segmenter.learned
+    assert volume.grid.shape == result.label_map.labels.shape
+    said = {record.msg: record for record in caplog.records}
+    assert said["engine_refused"].levelname == "WARNING"
+    assert "Dice 0.5000" in said["engine_refused"].reason  # type: ignore[attr-defined]
+    assert said["engine_certified"].precision == "bfloat16"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("error", [BackendUnavailable("x"), BundleError("x"), OutOfDeviceMemory("x"), MemoryError()])
+def test_what_hinders_a_certificate_hinders_no_result(
+    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path], error: Exception
+) -> None:
+    segmenter.cannot_learn = error
+    job_id = job_for(journal, paths)
+    assert bench.run(job_id, 1) == "composed"
+    assert record_of(journal, job_id).job.state is JobState.COMPOSED
+
+
+def test_the_engine_stands_in_the_journal(journal: Journal, bench: Bench, paths: list[Path]) -> None:
+    job_id = job_for(journal, paths)
+    bench.run(job_id, 1)
+    result = record_of(journal, job_id).result
+    assert (result["backend"], result["precision"], result["versions"]) == ("torch", "float32", "torch 2")
+    assert (result["backend_reason"], result["way"]) == ("asked for", "in memory")
 
 
 def test_twice_is_never_wrong(journal: Journal, bench: Bench, paths: list[Path]) -> None:
