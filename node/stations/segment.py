@@ -331,7 +331,7 @@ class Bench:
         if not self.journal.compose(work.job.id, work.job.attempt, objects, deliveries, _result(done, seconds)):
             _unlink(each.path for each in objects)
             return "outrun"
-        for stage in ("load", "segment", "compose"):
+        for stage in ("load", "wait", "segment", "compose"):
             metrics.STAGE_DURATION.labels(stage=stage, model=work.job.model).observe(seconds[stage])
         facts = {"job": work.job.id, "model": work.job.model, "seconds": round(seconds["total"], 3)}
         _log.info("job_composed", extra=facts)
