@@ -84,11 +84,7 @@ class Segmenter:
             progress(1.0)
         seconds = {"preprocess": 0.1, "network": 0.2, "labels": 0.1, "total": 0.4}
         label_map = LabelMap(volume.grid, labels, BUNDLE.labels)
-<<<<<<< HEAD
         return Segmentation(label_map, "torch", "float32", "cpu", "asked for", "sums of logits", "torch 2", seconds)
-=======
-        return Segmentation(label_map, "torch", "float32", "cpu", "asked for", "in memory", "torch 2", seconds)
->>>>>>> 38b7c62 (Show engines, certificates and the way taken in results, records and commands)
 
     def close(self) -> None:
         pass
