@@ -84,11 +84,7 @@ class Segmenter:
             progress(1.0)
         seconds = {"preprocess": 0.1, "network": 0.2, "labels": 0.1, "total": 0.4}
         label_map = LabelMap(volume.grid, labels, BUNDLE.labels)
-<<<<<<< HEAD
         return Segmentation(label_map, "torch", "float32", "cpu", "asked for", "sums of logits", "torch 2", seconds)
-=======
-        return Segmentation(label_map, "torch", "float32", "cpu", "asked for", "in memory", "torch 2", seconds)
->>>>>>> 38b7c62 (Show engines, certificates and the way taken in results, records and commands)
 
     def close(self) -> None:
         pass
@@ -240,7 +236,7 @@ def test_the_engine_stands_in_the_journal(journal: Journal, bench: Bench, paths:
     bench.run(job_id, 1)
     result = record_of(journal, job_id).result
     assert (result["backend"], result["precision"], result["versions"]) == ("torch", "float32", "torch 2")
-    assert (result["backend_reason"], result["way"]) == ("asked for", "in memory")
+    assert (result["backend_reason"], result["way"]) == ("asked for", "sums of logits")
 
 
 def test_twice_is_never_wrong(journal: Journal, bench: Bench, paths: list[Path]) -> None:
