@@ -179,7 +179,7 @@ def _through_a_node(
     scanner = Destination("node", settings.node.ae_title, "127.0.0.1", _free_port(), SELFTEST_AE_TITLE)
     config = folder / "node.toml"
     config.write_text(node_toml(settings, archive, scanner.port, MODEL), encoding="utf-8")
-    load_settings(config)
+    of_the_node = load_settings(config)
     study = acquisitions(seed)
     progress("writing the images of the phantom patient")
     images = {a.contrast.modality: write_series(a, folder / "images" / a.contrast.modality) for a in study}
@@ -197,7 +197,7 @@ def _through_a_node(
         with _told_of(archive, node):
             results = reader.get_series(study[0].study_instance_uid, series, folder / "results")
     progress("results fetched; comparing them with the truth and with the label map")
-    return _judged(settings, study, images, results, folder)
+    return _judged(of_the_node, study, images, results, folder)
 
 
 def _free_port() -> int:
@@ -400,7 +400,13 @@ def _references(ds: Dataset) -> set[str]:
 
 
 def _label_maps_again(settings: Settings, images: Mapping[str, Sequence[Path]]) -> dict[str, NDArray[np.uint8]]:
-    """The label map of each series, made once more in this process: uint8, in the order of the files."""
+    """The label map of each series, made once more in this process: uint8, in the order of the files.
+
+    Parameters
+    ----------
+    settings
+        Of the node that made the results: by what it measured, the choice falls on the same engine.
+    """
     bundle = find_bundles([SHIPPED, *settings.models.folders])[MODEL]
     maps = {}
     with open_model(settings, bundle) as segmenter:

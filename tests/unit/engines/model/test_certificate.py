@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.errors import BundleError
+from engines.model.bundle import SHIPPED, load_bundle
 from engines.model.certificate import (
     REFERENCE_LIMITS,
     Certificate,
@@ -239,3 +240,18 @@ def test_places(tmp_path: Path) -> None:
     assert certificates_path(tmp_path / "liver-ct") == tmp_path / "liver-ct.certificates.json"
     assert parity_folder(tmp_path / "liver-ct") == tmp_path / "liver-ct.parity"
     assert site_path(tmp_path, "d" * 64) == tmp_path / ("d" * 64 + ".certificates.json")
+
+
+@pytest.mark.parametrize("name", ["phantom", "hippocampus-mr"])
+def test_the_shipped_bundles_are_certified_as_they_are_shipped(name: str) -> None:
+    """Made again with `hilum-models verify` whenever a digest changes."""
+    bundle = load_bundle(SHIPPED / name)
+    made = read_records(certificates_path(bundle.folder)).certificates
+    found = {each.key.engine: each for each in made if each.key.digest == bundle.digest}
+    assert set(found) == {"torch float32", "openvino bfloat16", "openvino float32"}
+    assert found["torch float32"].reference.startswith("nnunetv2 ")
+    assert judge(found["torch float32"].volumes, REFERENCE_LIMITS).outcome == "passed"
+    assert {each.under(Limits()).outcome for each in found.values()} == {"passed"}
+    assert {
+        label.name for each in made for volume in each.volumes for label in volume.labels if label.is_judged
+    } == set(bundle.labels.values())

@@ -236,7 +236,7 @@ def test_the_engine_stands_in_the_journal(journal: Journal, bench: Bench, paths:
     bench.run(job_id, 1)
     result = record_of(journal, job_id).result
     assert (result["backend"], result["precision"], result["versions"]) == ("torch", "float32", "torch 2")
-    assert (result["backend_reason"], result["way"]) == ("asked for", "in memory")
+    assert (result["backend_reason"], result["way"]) == ("asked for", "sums of logits")
 
 
 def test_twice_is_never_wrong(journal: Journal, bench: Bench, paths: list[Path]) -> None:
