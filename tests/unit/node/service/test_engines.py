@@ -60,7 +60,7 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
         monkeypatch.setattr(OpenVinoBackend, "answers", spoiled)
         if how == "unseen":
-            monkeypatch.setattr("engines.inference.segmenter.disagreement", lambda *_: None)
+            monkeypatch.setattr("engines.inference.members.disagreement", lambda *_: None)
 
     yield spoil
 

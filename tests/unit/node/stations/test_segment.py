@@ -200,6 +200,7 @@ def test_engines_show_themselves_on_a_scan_whose_result_is_committed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the model saw and what it answered are shown to those that wait; the log tells what came of it."""
+    segmenter.waits = True
     segmenter.makes = (certificate_with(0.5), certificate_with(0.999))
     states: list[JobState] = []
     learn = segmenter.learn
@@ -225,7 +226,7 @@ def test_engines_show_themselves_on_a_scan_whose_result_is_committed(
 def test_what_hinders_a_certificate_hinders_no_result(
     journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path], error: Exception
 ) -> None:
-    segmenter.cannot_learn = error
+    segmenter.waits, segmenter.cannot_learn = True, error
     job_id = job_for(journal, paths)
     assert bench.run(job_id, 1) == "composed"
     assert record_of(journal, job_id).job.state is JobState.COMPOSED
