@@ -362,7 +362,8 @@ def _plain(value: Any) -> str:
         case dict():
             return ", ".join(f"{key} {_plain(each)}" for key, each in value.items() if each is not None) or "-"
         case list():
-            return " ".join(_plain(each) for each in value) or "-"
+            said = [_plain(each) for each in value]
+            return ("; " if any(" " in each for each in said) else " ").join(said) or "-"
         case float():
             return f"{value:.4g}"
         case _:

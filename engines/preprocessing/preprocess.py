@@ -14,7 +14,7 @@ from scipy import ndimage
 from engines.errors import UnsuitableVolume
 from engines.model.plan import PICTURES, Plan
 from engines.preprocessing.normalization import normalize
-from engines.preprocessing.previous_stage import OUTSIDE, one_hot, resample_labels
+from engines.preprocessing.previous_stage import OUTSIDE, fill_one_hot, resample_labels
 from engines.preprocessing.resampling import Shape, Spacing, Step, Taps, linear_taps, new_shape, resample
 
 _T = TypeVar("_T", bound=np.generic)
@@ -102,8 +102,8 @@ def preprocess(
         resample(crop, step, plan.resampling, seen[index])
     if earlier is not None and inside is not None and plan.label_resampling is not None:
         earlier[~inside] = OUTSIDE
-        labels = one_hot(resample_labels(earlier, step, plan.label_resampling), plan.previous_labels)
-        seen[len(plan.channels) :] = torch.from_numpy(labels).to(device)
+        labels = resample_labels(earlier, step, plan.label_resampling)
+        fill_one_hot(seen[len(plan.channels) :], labels, plan.previous_labels)
     return NetworkInput(seen, plan, _shape(nonzero.shape), box, step)
 
 

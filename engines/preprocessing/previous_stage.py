@@ -27,9 +27,11 @@ _SLAB_VOXELS = 4_000_000
 LabelIndices = NDArray[np.int16]
 
 
-def one_hot(labels: LabelIndices, wanted: Sequence[int]) -> NDArray[np.float32]:
-    """float32, (len(wanted), D, H, W): 1 where a voxel has the label."""
-    return np.stack([labels == label for label in wanted]).astype(np.float32)
+def fill_one_hot(channels: torch.Tensor, labels: LabelIndices, wanted: Sequence[int]) -> None:
+    """1 in the n-th channel where a voxel has the n-th label that is wanted, else 0; in place, (N, D, H, W)."""
+    there = torch.from_numpy(labels).to(channels.device)
+    for channel, label in zip(channels, wanted, strict=True):
+        channel.copy_(there == label)
 
 
 def resample_labels(labels: LabelIndices, step: Step, resampling: Resampling) -> LabelIndices:

@@ -92,6 +92,16 @@ def test_failure_is_one_line_and_status_one(card: Path, tmp_path: Path, capsys: 
     assert said.count("\n") == 1
 
 
+def test_names_of_several_words_stay_apart(
+    make_bundle: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle(label_names={1: "left cyst", 2: "right cyst"})
+    assert main(["show", str(bundle.folder)]) == 0
+    said = capsys.readouterr().out
+    assert "left cyst; right cyst" in said
+    assert "modalities       MR\n" in said
+
+
 def test_show(make_bundle: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]) -> None:
     bundle = make_bundle()
     assert main(["show", str(bundle.folder)]) == 0
