@@ -56,9 +56,9 @@ class Segmenter:
     """The small interface of an open model; it labels what is bright, or fails as it is told."""
 
     bundle = BUNDLE
-    waits = False
 
     def __init__(self) -> None:
+        self.waits = False
         self.error: BaseException | None = None
         self.finds = True
         self.before: Callable[[], object] = lambda: None
@@ -200,7 +200,7 @@ def test_engines_show_themselves_on_a_scan_whose_result_is_committed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the model saw and what it answered are shown to those that wait; the log tells what came of it."""
-    segmenter.makes = (certificate_with(0.5), certificate_with(0.999))
+    segmenter.waits, segmenter.makes = True, (certificate_with(0.5), certificate_with(0.999))
     states: list[JobState] = []
     learn = segmenter.learn
 
@@ -225,15 +225,19 @@ def test_engines_show_themselves_on_a_scan_whose_result_is_committed(
 def test_what_hinders_a_certificate_hinders_no_result(
     journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path], error: Exception
 ) -> None:
-    segmenter.cannot_learn = error
+    segmenter.waits, segmenter.cannot_learn = True, error
     job_id = job_for(journal, paths)
     assert bench.run(job_id, 1) == "composed"
+    assert len(segmenter.learned) == 1
     assert record_of(journal, job_id).job.state is JobState.COMPOSED
 
 
-def test_the_engine_stands_in_the_journal(journal: Journal, bench: Bench, paths: list[Path]) -> None:
+def test_the_engine_stands_in_the_journal(
+    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path]
+) -> None:
     job_id = job_for(journal, paths)
     bench.run(job_id, 1)
+    assert segmenter.learned == []  # nothing waits for a certificate
     result = record_of(journal, job_id).result
     assert (result["backend"], result["precision"], result["versions"]) == ("torch", "float32", "torch 2")
     assert (result["backend_reason"], result["way"]) == ("asked for", "sums of logits")
