@@ -109,6 +109,10 @@ class DeviceBusy(Transient):
     """The device has no room for the case now."""
 
 
+class DoesNotFit(HilumError):
+    """The machine has not the memory for the case, and would not have it with nothing else running."""
+
+
 class JournalUnavailable(Transient):
     """The data base does not answer, or cannot be written now; what was being done is taken over once it can."""
 

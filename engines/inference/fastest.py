@@ -17,11 +17,12 @@ from engines.backends.base import Engine, Placement
 from engines.errors import BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
 from engines.inference.cases import find_cases, only_or_all
 from engines.inference.choice import Candidate, Policy, candidates, decide, standing, waiting
+from engines.inference.estimate import Estimate
 from engines.inference.segmenter import Segmentation, Segmenter
 from engines.inference.trial import REFERENCE, Answered, OpenSegmenter, held_against_reference, measure
 from engines.model.bundle import Bundle
 from engines.model.certificate import Certificate, Speed, add_record, parity_folder, site_path
-from engines.volume import Volume
+from engines.volume import Grid, Volume
 
 _FRUITLESS = 5
 """So many volumes that show nothing are tried; then an engine waits for the next start."""
@@ -110,6 +111,12 @@ class FastestSegmenter:
             raise BackendUnavailable(f"{self.bundle.name} was closed")
         result = self._serving[1].segment(volume, progress)
         return replace(result, backend_reason=self.reason)
+
+    def estimate(self, grid: Grid) -> Estimate:
+        """What a case on this grid will take with the engine that serves, beyond its volume."""
+        if self._serving is None:
+            raise BackendUnavailable(f"{self.bundle.name} was closed")
+        return self._serving[1].estimate(grid)
 
     def learn(self, volume: Volume | Sequence[Volume], result: Segmentation) -> tuple[Certificate, ...]:
         """Hold engines that wait for a certificate against the reference, on a volume that has been served.

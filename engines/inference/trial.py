@@ -17,6 +17,7 @@ from engines.backends.base import Backend, Engine, Placement
 from engines.backends.catalogue import backend_class
 from engines.errors import UnsuitableVolume
 from engines.inference.cases import only_or_all
+from engines.inference.estimate import Estimate
 from engines.inference.segmenter import Segmentation
 from engines.model.bundle import Bundle, Member, ParityCrop
 from engines.model.certificate import (
@@ -28,7 +29,7 @@ from engines.model.certificate import (
     certify,
     refused,
 )
-from engines.volume import Volume
+from engines.volume import Grid, Volume
 
 REFERENCE = Engine("torch", "float32")
 """What every other engine is held against; it may always serve."""
@@ -44,6 +45,10 @@ class OpenSegmenter(Protocol):
         self, volume: Volume | Sequence[Volume], progress: Callable[[float], None] | None = None
     ) -> Segmentation:
         """Label every voxel."""
+        ...
+
+    def estimate(self, grid: Grid) -> Estimate:
+        """What a case on this grid will take."""
         ...
 
     def close(self) -> None:

@@ -33,10 +33,11 @@ from typing import TextIO
 FIELDS = frozenset(
     {
         "address", "association", "attempt", "backend", "bytes", "called_ae_title", "calling_ae_title", "cause",
-        "completeness", "count", "delivery", "destination", "device", "due_in_s", "entity", "evidence", "exit_code",
-        "from_state", "instance", "job", "kind", "limit", "line", "listening", "model", "op", "pid_of", "port",
-        "precision", "priority", "reason", "revision", "rule", "seconds", "sender", "series", "signal", "sop_class",
-        "stage", "state", "status", "study", "to_state", "transfer_syntax", "tries", "variant", "version", "workflow",
+        "completeness", "count", "delivery", "destination", "device", "due_in_s", "entity", "estimated_bytes",
+        "estimated_seconds", "evidence", "exit_code", "from_state", "instance", "job", "kind", "limit", "line",
+        "listening", "model", "op", "pid_of", "port", "precision", "priority", "reason", "revision", "rule", "seconds",
+        "sender", "series", "signal", "sop_class", "stage", "state", "status", "study", "to_state", "transfer_syntax",
+        "tries", "variant", "version", "workflow",
     }
 )  # fmt: skip
 """Every fact that a line may hold. None of them is, or is made from, an attribute of a patient."""

@@ -67,7 +67,19 @@ RECEIVED_KINDS = ("kept", "held", "quarantined", "duplicate", OTHER)
 EVIDENCE = ("silence", "released", "multiframe", "concatenation", "forced", "operator", "folder", OTHER)
 ELIGIBLE = ("true", "false")
 STAGES = ("assemble", "load", "wait", "segment", "compose", "deliver", OTHER)
-CAUSES = ("bug", "crashed", "exhausted", "refused", "readback", "bundle", "backend", "outdated", "input", OTHER)
+CAUSES = (
+    "bug",
+    "crashed",
+    "exhausted",
+    "refused",
+    "readback",
+    "bundle",
+    "backend",
+    "outdated",
+    "input",
+    "memory",
+    OTHER,
+)
 KINDS = ("seg", "sr", "pdf", OTHER)
 SEND_RESULTS = ("stored", "warning", "unavailable", "refused", "exhausted", "superseded", OTHER)
 
@@ -90,7 +102,7 @@ class Family(Generic[M]):
     labels
         For each label its words, or the set of words that the settings give.
     buckets
-        Upper bounds in seconds, of a histogram.
+        Upper bounds of a histogram.
     """
 
     def __init__(
@@ -282,6 +294,13 @@ JOBS_REJECTED = Family(
     "Jobs that ended REJECTED: the scan cannot serve the model.",
     {"reason": Configured.REASONS},
 )
+ESTIMATE_RATIO = Family(
+    Histogram,
+    "hilum_segment_estimate_ratio",
+    "What a case took over what was told before it began; above 1 it took more.",
+    {"quantity": ("memory", "seconds")},
+    buckets=(0.1, 0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4),
+)
 GPU_OOM = Counter("hilum_gpu_oom_total", "Times a device had too little memory for a case.", registry=None)
 MODEL_LOAD = Histogram("hilum_model_load_seconds", "Opening one model on its device.", buckets=_STAGE, registry=None)
 
@@ -316,7 +335,7 @@ BY_ROLE: Mapping[Role, tuple[Declared, ...]] = {
         FIRST_SLICE_TURNAROUND,
         *JOB_METRICS,
     ),
-    Role.SEGMENTER: (JOBS_STARTED, GPU_OOM, MODEL_LOAD, *JOB_METRICS),
+    Role.SEGMENTER: (JOBS_STARTED, ESTIMATE_RATIO, GPU_OOM, MODEL_LOAD, *JOB_METRICS),
 }
 """Which role shows which metric; a role shows nothing that it cannot know."""
 

@@ -21,6 +21,7 @@ import numpy as np
 from pydicom import Dataset
 
 from engines.errors import BackendUnavailable, BundleError, EngineError, OutOfDeviceMemory, UnsuitableVolume
+from engines.inference.estimate import Estimate
 from engines.inference.fastest import FastestSegmenter
 from engines.inference.segmenter import Segmentation
 from engines.model.bundle import Bundle
@@ -36,8 +37,9 @@ from node.domain.segments import SegmentDescription
 from node.domain.stack import MISSING_SLICES, FrameLabels, Stack, Unstackable, across_gaps, largest_block
 from node.domain.variants import needed_segs
 from node.domain.work import JobWork, NewObject, Station
-from node.errors import MACHINE_ERRNOS, CannotUnderstand, DeviceBusy, SpoolFull, Transient, Unsuitable
+from node.errors import MACHINE_ERRNOS, CannotUnderstand, DeviceBusy, DoesNotFit, SpoolFull, Transient, Unsuitable
 from node.monitor import metrics
+from node.stations.memory import Memory, Peak, memory_now
 from node.stations.turns import Turns
 from node.store.journal import Journal
 from node.store.records import utc_now
@@ -61,6 +63,10 @@ class Segmented:
         On the source frames: what SEG and measures are cut from.
     seconds
         Wall clock of each stage.
+    estimate
+        What was told of the case before it began.
+    grown_bytes
+        What the process took at the most while it was on the device, whatever else it did meanwhile; None: not known.
     """
 
     stack: Stack
@@ -69,6 +75,8 @@ class Segmented:
     labels: FrameLabels
     findings: Findings
     seconds: Mapping[str, float]
+    estimate: Estimate
+    grown_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,8 @@ def segment_stack(
     held: contextlib.AbstractContextManager[FastestSegmenter],
     recipe: Recipe,
     progress: Callable[[float], None] | None = None,
+    *,
+    memory: Callable[[], Memory] = memory_now,
 ) -> Segmented:
     """Load, segment, bring the labels back to the source frames, measure.
 
@@ -97,6 +107,8 @@ def segment_stack(
         Gives the model for the time of its use, which may have to be waited for: `wait` among the seconds.
     progress
         Told the part that is done, 0 to 1.
+    memory
+        What there is of it, asked before the case begins.
 
     Raises
     ------
@@ -104,6 +116,8 @@ def segment_stack(
         Where the scan cannot serve the model.
     DeviceBusy
         Where device or host have no room for the case now.
+    DoesNotFit
+        Where the host will never have.
     """
     tell = progress or _tell_nobody
     clock = _Clock()
@@ -113,15 +127,37 @@ def segment_stack(
     with held as segmenter:
         clock.seconds["wait"] = time.monotonic() - began
         bundle = segmenter.bundle
+        told = segmenter.estimate(volume.grid)
+        admit(told, memory())
+        peak = Peak()
         with clock.stage("segment"):
             segmentation = _segmented(segmenter, volume, lambda part: tell(0.2 + 0.7 * part))
+        grown = peak.grown_bytes()
     with clock.stage("measure"):
         labels = back.labels(segmentation.label_map)
         findings = measure(
             stack, labels, recipe.segments, _provenance(bundle, segmentation, recipe), unreported=bundle.unreported
         )
     tell(1.0)
-    return Segmented(stack, volume, segmentation, labels, findings, {**segmentation.seconds, **clock.seconds})
+    seconds = {**segmentation.seconds, **clock.seconds}
+    return Segmented(stack, volume, segmentation, labels, findings, seconds, told, grown)
+
+
+def admit(told: Estimate, memory: Memory) -> None:
+    """Let a case begin only where it has room: a process that takes too much is killed, and all its jobs with it.
+
+    Raises
+    ------
+    DeviceBusy
+        Where there is not enough memory now.
+    DoesNotFit
+        Where there never will be.
+    """
+    wanted = f"this case takes about {told.memory_bytes / 1e9:.1f} GB of memory beyond its images"
+    if told.memory_bytes > memory.limit:
+        raise DoesNotFit(f"{wanted}; this machine, or its control group, allows {memory.limit / 1e9:.1f} GB in all")
+    if told.memory_bytes > memory.available:
+        raise DeviceBusy(f"{wanted}; {memory.available / 1e9:.1f} GB are free now")
 
 
 def _segmented(segmenter: FastestSegmenter, volume: Volume, tell: Callable[[float], None]) -> Segmentation:
@@ -240,6 +276,7 @@ class Bench:
     since: datetime = field(default_factory=utc_now)
     turns: Turns = field(default_factory=Turns)
     rest: Callable[[int, int, bool], contextlib.AbstractContextManager[None]] = lambda *_: contextlib.nullcontext()
+    memory: Callable[[], Memory] = memory_now
 
     def run(self, job_id: int, attempt: int) -> str:
         """Do one job; returns what became of it in a word.
@@ -269,6 +306,8 @@ class Bench:
             return self._fail(work, "backend", str(error))
         except Mismatch as error:
             return self._fail(work, "readback", str(error))
+        except DoesNotFit as error:
+            return self._fail(work, "memory", str(error))
         except Transient as error:
             return self._postpone(work, error)
         except MemoryError as error:
@@ -303,7 +342,9 @@ class Bench:
         paths = {member.sop_instance_uid: member.path for member in work.members}
         headers = [read_header(member.path) for member in work.members]
         stack = stack_of(headers, paths, work.job.volume_id, work.unread)
-        done = segment_stack(stack, paths, self._model(work.job), self.recipe)
+        company = self.turns.shared if self.turns.inside == 1 else -1
+        done = segment_stack(stack, paths, self._model(work.job), self.recipe, memory=self.memory)
+        alone = self.turns.shared == company
         began = time.monotonic()
         composition = Composition(
             stack=stack,
@@ -333,7 +374,15 @@ class Bench:
             return "outrun"
         for stage in ("load", "wait", "segment", "compose"):
             metrics.STAGE_DURATION.labels(stage=stage, model=work.job.model).observe(seconds[stage])
-        facts = {"job": work.job.id, "model": work.job.model, "seconds": round(seconds["total"], 3)}
+        _observe(done, alone)
+        facts = {
+            "job": work.job.id,
+            "model": work.job.model,
+            "seconds": round(seconds["total"], 3),
+            "estimated_seconds": None if done.estimate.seconds is None else round(done.estimate.seconds, 3),
+            "bytes": done.grown_bytes,
+            "estimated_bytes": done.estimate.memory_bytes,
+        }
         _log.info("job_composed", extra=facts)
         self._learn(work.job, done)
         return "composed"
@@ -461,6 +510,15 @@ def _provenance(bundle: Bundle, segmentation: Segmentation, recipe: Recipe) -> P
     )
 
 
+def _observe(done: Segmented, alone: bool) -> None:
+    """Truth over estimate: of memory only where no other job of this process took any meanwhile."""
+    told, truth = done.estimate, done.segmentation.seconds.get("network")
+    if told.seconds and truth is not None:
+        metrics.ESTIMATE_RATIO.labels(quantity="seconds").observe(truth / told.seconds)
+    if alone and told.memory_bytes and done.grown_bytes is not None:
+        metrics.ESTIMATE_RATIO.labels(quantity="memory").observe(done.grown_bytes / told.memory_bytes)
+
+
 def _predecessors(reports: Mapping[str, ResultObject]) -> tuple[Predecessor, ...]:
     """The reports that destinations have of earlier revisions, as they were sent; series from their frozen bytes.
 
@@ -505,6 +563,12 @@ def _result(done: Segmented, seconds: Mapping[str, float]) -> dict[str, object]:
         "backend_reason": found.provenance.backend_reason,
         "voxels": int(np.prod(done.volume.grid.shape)),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        "estimate": {
+            "gb": round(done.estimate.memory_bytes / 1e9, 3),
+            "patches": done.estimate.patches,
+            **({} if done.estimate.seconds is None else {"network": round(done.estimate.seconds, 3)}),
+        },
+        **({} if done.grown_bytes is None else {"peak_gb": round(done.grown_bytes / 1e9, 3)}),
     }
 
 

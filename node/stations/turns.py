@@ -31,6 +31,7 @@ class Turns:
         self._places = places
         self._changed = threading.Condition()
         self._inside = 0
+        self._shared = 0
         self._alone = False
         self._await_alone = 0
         self._next_ticket = 0
@@ -40,6 +41,11 @@ class Turns:
     def inside(self) -> int:
         """Jobs that have a place now."""
         return self._inside
+
+    @property
+    def shared(self) -> int:
+        """How often somebody has come while others were there."""
+        return self._shared
 
     @contextlib.contextmanager
     def place(self, alone: bool, rest: Rest) -> Iterator[None]:
@@ -51,6 +57,7 @@ class Turns:
                     self._changed.wait_for(lambda: self._may_enter(alone, waited=True))
                 self._await_alone -= alone
             self._inside += 1
+            self._shared += self._inside > 1
             self._alone = alone
         try:
             yield

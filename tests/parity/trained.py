@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from engines.training.budget import Budget
 from engines.training.dataset import LabelledCase, Split, decathlon_cases, hippocampus_subject
 from engines.training.experiments import Experiment, prepare, train
@@ -79,7 +81,7 @@ TRAININGS = {
             },
             configuration="2d_small",
             inherits="2d",
-            changes={"batch_size": 6, "patch_size": [96, 96]},
+            changes={"batch_size": 8, "patch_size": [64, 64]},
             architecture_changes={
                 "n_stages": 4,
                 "features_per_stage": [8, 16, 32, 64],
@@ -90,10 +92,10 @@ TRAININGS = {
             },
         ),
         budget=Budget(
-            epochs=2,
-            iterations_per_epoch=60,
+            epochs=4,
+            iterations_per_epoch=50,
             validation_iterations=1,
-            adam_rate=5e-3,
+            adam_rate=1e-2,
             foreground_share=1.0,
             mirror=False,
             augment=False,
@@ -114,6 +116,7 @@ def main() -> None:
     prepare(training.experiment, split_of(training, data), work, processes=1)
     # No processes of its own for what takes a minute; planning needs one.
     os.environ |= {"nnUNet_n_proc_DA": "0"}
+    torch.set_num_threads(1)  # threads that wait for each other crawl on a busy machine
     print(train(training.experiment, work, [training.budget]))
 
 

@@ -20,6 +20,7 @@ import pytest
 from pydicom import dcmread
 
 from engines.errors import BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
+from engines.inference.estimate import Estimate
 from engines.inference.segmenter import Segmentation
 from engines.model.certificate import (
     ENGINE_LIMITS,
@@ -29,7 +30,7 @@ from engines.model.certificate import (
     VolumeAgreement,
     certify,
 )
-from engines.volume import LabelMap, Volume
+from engines.volume import Grid, LabelMap, Volume
 from node.dicom.compose import ResultStyle
 from node.domain.instance import ReceivedInstance, Sender
 from node.domain.job import DeliveryState, Destination, JobState, ObjectKind, RetryPolicy
@@ -38,15 +39,18 @@ from node.domain.segments import load_segments
 from node.domain.series import Evidence
 from node.domain.variants import choose_variant
 from node.domain.work import Station
+from node.monitor import metrics
 from node.selftest.phantom import CT
 from node.selftest.scanner import Acquisition, planes_around, write_series
 from node.stations.assemble import Assembler
+from node.stations.memory import Memory
 from node.stations.segment import Bench, Models, Recipe
 from node.store.journal import Journal
 from node.store.spool import Spool
 
 PACS = Destination("pacs", "PACS", "127.0.0.1", 104, "HILUM")
 SEGMENTS = load_segments((Path(__file__).parents[4] / "dicom_config" / "segments.csv").read_text())
+PLENTY = Memory(available=4_000_000_000, limit=8_000_000_000)
 BUNDLE: Any = SimpleNamespace(
     name="any", version="1", digest="m" * 64, modalities=("CT",), labels={1: "liver", 2: "spleen"}, unreported=()
 )
@@ -86,6 +90,9 @@ class Segmenter:
         label_map = LabelMap(volume.grid, labels, BUNDLE.labels)
         return Segmentation(label_map, "torch", "float32", "cpu", "asked for", "sums of logits", "torch 2", seconds)
 
+    def estimate(self, grid: Grid) -> Estimate:
+        return Estimate(memory_bytes=2_000_000_000, device_bytes=0, seconds=0.4, patches=8)
+
     def close(self) -> None:
         pass
 
@@ -119,6 +126,7 @@ def bench(journal: Journal, fast: Path, segmenter: Segmenter) -> Bench:
         style=ResultStyle(),
         destinations={"pacs": PACS},
         retry=RetryPolicy(first_s=0.0, longest_s=0.0, tries=3),
+        memory=lambda: PLENTY,
         jitter=lambda: 0.5,
     )
 
@@ -473,6 +481,56 @@ def test_a_device_that_stays_busy_ends_for_a_person(
         bench.run(job_id, attempt)
     record = record_of(journal, job_id)
     assert (record.job.state, record.job.reason) == (JobState.FAILED, "exhausted")
+
+
+@pytest.mark.parametrize(
+    ("memory", "state", "reason", "words"),
+    [
+        (Memory(1_999_999_999, 8_000_000_000), JobState.QUEUED, "DeviceBusy", "2.0 GB are free now"),
+        (Memory(1_999_999_999, 1_999_999_999), JobState.FAILED, "memory", "allows 2.0 GB in all"),
+    ],
+)
+def test_a_case_without_room_is_not_begun(
+    journal: Journal,
+    bench: Bench,
+    segmenter: Segmenter,
+    paths: list[Path],
+    memory: Memory,
+    state: JobState,
+    reason: str,
+    words: str,
+) -> None:
+    """Put off while others hold memory; where it can never fit, a person is told how much it would take."""
+    job_id = job_for(journal, paths)
+    begun: list[str] = []
+    segmenter.before = lambda: begun.append("segment")
+    replace(bench, memory=lambda: memory).run(job_id, 1)
+    record = record_of(journal, job_id)
+    assert (record.job.state, record.job.reason, begun) == (state, reason, [])
+    assert "takes about 2.0 GB" in record.detail
+    assert words in record.detail
+
+
+def test_the_estimate_is_held_against_the_truth(
+    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path]
+) -> None:
+    """0.2 of 0.4 seconds, and half of the memory; the job's page shows both."""
+    before = {q: _observed(q) for q in ("seconds", "memory")}
+    taken: list[Any] = []
+    segmenter.before = lambda: taken.append(np.ones(1_000_000_000, np.uint8))
+    job_id = job_for(journal, paths, ())
+    assert bench.run(job_id, 1) == "composed"
+    result = record_of(journal, job_id).result
+    assert result["estimate"] == {"gb": 2.0, "patches": 8, "network": 0.4}
+    assert 1.0 <= result["peak_gb"] < 1.2
+    assert _observed("seconds") - before["seconds"] == pytest.approx(0.5)
+    assert 0.5 <= _observed("memory") - before["memory"] < 0.6
+
+
+def _observed(quantity: str) -> float:
+    """The sum of a histogram."""
+    samples = metrics.ESTIMATE_RATIO.labels(quantity=quantity).collect()[0].samples
+    return next(sample.value for sample in samples if sample.name.endswith("_sum"))
 
 
 def test_a_bug_flies(journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path]) -> None:
