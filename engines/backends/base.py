@@ -54,6 +54,10 @@ class Engine:
         return cls(cast(BackendName, backend), cast(Precision, precision))
 
 
+REFERENCE = Engine("torch", "float32")
+"""What every other engine is held against; it may always serve."""
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where and how a backend shall run."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from engines.backends.base import Engine, Placement
+from engines.backends.base import REFERENCE, Engine, Placement
 from engines.backends.catalogue import backend_class
 from engines.conversion.reference import NnunetPredictor
 from engines.errors import BackendUnavailable, UnsuitableVolume
@@ -20,7 +20,6 @@ from engines.inference.choice import default_engines
 from engines.inference.fastest import OpenEngine
 from engines.inference.segmenter import Segmenter
 from engines.inference.trial import (
-    REFERENCE,
     Answered,
     OpenSegmenter,
     engine_key,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from engines.backends.base import Availability, Engine, Placement
+from engines.backends.base import REFERENCE, Availability, Engine, Placement
 from engines.backends.catalogue import backend_class
-from engines.inference.trial import REFERENCE, engine_key
+from engines.inference.trial import engine_key
 from engines.model.bundle import Bundle
 from engines.model.certificate import (
     ENGINE_LIMITS,

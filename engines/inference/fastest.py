@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from engines.backends.base import Engine, Placement
+from engines.backends.base import REFERENCE, Engine, Placement
 from engines.errors import BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
 from engines.inference.cases import find_cases, only_or_all
 from engines.inference.choice import Candidate, Policy, candidates, decide, standing, waiting
 from engines.inference.estimate import Estimate
 from engines.inference.segmenter import Segmentation, Segmenter
-from engines.inference.trial import REFERENCE, Answered, OpenSegmenter, held_against_reference, measure
+from engines.inference.trial import Answered, OpenSegmenter, held_against_reference, measure
 from engines.model.bundle import Bundle
 from engines.model.certificate import Certificate, Speed, add_record, parity_folder, site_path
 from engines.volume import Grid, Volume

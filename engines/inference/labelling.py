@@ -40,6 +40,8 @@ class Source:
     taps: tuple[Taps, Taps, Taps]
     halved: bool
     head: Head | None = None
+    folds: int = 1
+    """Of which logits lie side by side in the planes."""
 
 
 def label_volume(sources: Sequence[Source], rule: Rule, arithmetic: Arithmetic, highest: int) -> LabelArray:
@@ -112,12 +114,24 @@ class _Reader:
 
     def _next(self, spare: LogitPlane | None) -> LogitPlane:
         head = self.source.head
-        finished, most = self.arithmetic.finish(next(self.source.planes), self.rule, head, spare)
+        plane = next(self.source.planes)
+        if self.source.folds > 1:
+            plane = _mean_of_folds(plane, self.source.folds)
+        finished, most = self.arithmetic.finish(plane, self.rule, head, spare)
         # Written so that a value which is not a number fails too.
         if not most <= kernels.HIGHEST_HALF:
             kind = "beyond float16, in which nnU-Net keeps it" if most > kernels.HIGHEST_HALF else "not finite"
             raise UnsuitableVolume(f"the network's answer is {kind}: the voxels are unlike those it was trained on")
         return finished
+
+
+def _mean_of_folds(plane: Plane, folds: int) -> Plane:
+    """The mean logits of folds, rounded at each step as nnU-Net's float16 is."""
+    each = (plane.sums / plane.weights).view(folds, -1, *plane.weights.shape)
+    total = each[0].clone()
+    for logits in each[1:]:
+        total += logits
+    return Plane(total / folds, torch.ones_like(plane.weights))
 
 
 def _label_plane(readers: Sequence[_Reader], rule: Rule, arithmetic: Arithmetic) -> torch.Tensor:

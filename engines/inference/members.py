@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from engines.backends.base import Answer, Backend, Engine, Placement, Precision, Weights
+from engines.backends.base import REFERENCE, Answer, Backend, Engine, Placement, Precision, Weights
 from engines.backends.catalogue import backend_class
 from engines.errors import BackendUnavailable
 from engines.inference.arithmetic import Head
@@ -45,6 +45,8 @@ class OpenMember:
     answer: Answer
     head: Head | None
     """Where features are summed."""
+    as_nnunet: bool
+    """Whether sums are kept in float16, of each fold by itself, as nnU-Net keeps them: the reference's way."""
     tested_s: float = 0.0
     """What the self-test's patch took."""
 
@@ -53,14 +55,26 @@ class OpenMember:
         """How the networks are moved."""
         plan = self.member.plan
         features = self.answer == "features"
-        channels = plan.architecture.features[0] if features else plan.outputs
-        return Windowing(plan.patch_size, channels, self.member.mirroring_axes, side_by_side=features)
+        return Windowing(
+            plan.patch_size,
+            plan.architecture.features[0] if features else plan.outputs,
+            self.answer,
+            self.member.mirroring_axes,
+            sums=torch.float16 if self.as_nnunet else torch.float32,
+            side_by_side=features or self.as_nnunet,
+        )
+
+    @property
+    def folds(self) -> int:
+        """Of which logits lie side by side."""
+        return len(self.networks) if self.as_nnunet else 1
 
 
 def open_member(member: Member, engine: Engine, placement: Placement) -> OpenMember:
     """Open every fold, and let the first pass the member's self-test.
 
-    Features are summed instead of logits where they are fewer: the head is one matrix, and sums are linear.
+    Features are summed instead of logits where they are fewer: the head is one matrix, and sums are linear. The
+    reference sums as nnU-Net does, whose float16 rounds what it was to be compared in.
 
     Raises
     ------
@@ -70,13 +84,14 @@ def open_member(member: Member, engine: Engine, placement: Placement) -> OpenMem
         Where the weights do not fit the plan.
     """
     plan, weights = member.plan, [member.weights(fold) for fold in member.folds]
-    answer: Answer = "features" if plan.architecture.features[0] * len(weights) < plan.outputs else "logits"
+    fewer = plan.architecture.features[0] * len(weights) < plan.outputs
+    answer: Answer = "features" if fewer and engine != REFERENCE else "logits"
     networks: list[Backend] = []
     try:
         for tensors in weights:
             networks.append(backend_class(engine.backend).open(plan, tensors, replace(placement, answer=answer)))
         head = head_of(plan, weights) if answer == "features" else None
-        return _self_tested(OpenMember(member, tuple(networks), answer, head), engine)
+        return _self_tested(OpenMember(member, tuple(networks), answer, head, engine == REFERENCE), engine)
     except BaseException:
         _close(networks)
         raise

@@ -48,8 +48,7 @@ def way_of(windowing: Windowing, shape: Sequence[int], networks: int, device: st
     """
     own = networks if windowing.side_by_side else 1
     depth = min(windowing.open_planes, max(shape[1], windowing.patch_3d[0]))
-    kind = "features" if windowing.side_by_side else "logits"
-    on_card = Way(device, depth, own * windowing.channels, kind, windowing.sums)
+    on_card = Way(device, depth, own * windowing.channels, windowing.kind, windowing.sums)
     if device == "cpu":
         return on_card
     free = free_device_bytes(device)
@@ -57,7 +56,11 @@ def way_of(windowing: Windowing, shape: Sequence[int], networks: int, device: st
     if 4 * shape[0] * patch[0] * patch[1] * patch[2] > free * _HEADROOM:
         raise OutOfDeviceMemory(f"{device}: {free / 2**30:.1f} GiB are free, no room for a patch of {patch}")
     needed = case_device_bytes(on_card, shape)
-    return on_card if needed <= free * _HEADROOM else Way("cpu", depth, own * windowing.channels, kind, windowing.sums)
+    return (
+        on_card
+        if needed <= free * _HEADROOM
+        else Way("cpu", depth, own * windowing.channels, windowing.kind, windowing.sums)
+    )
 
 
 def case_device_bytes(way: Way, shape: Sequence[int]) -> int:

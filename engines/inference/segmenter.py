@@ -177,7 +177,7 @@ class Segmenter:
         stream = planes(seen.image.to(way.device), opened.networks, windowing, told)
         halved = opened.member.plan.logit_resampling.function == "resample_data_or_seg_to_shape"
         head = None if opened.head is None else opened.head.on(way.device)
-        return Source(self._timed(opened, stream, case), seen.taps(), halved, head)
+        return Source(self._timed(opened, stream, case), seen.taps(), halved, head, opened.folds)
 
     def _timed(self, opened: OpenMember, stream: Iterator[Plane], case: Case) -> Iterator[Plane]:
         """The planes; what they took counts as the network's, and as what a patch of this member takes."""

@@ -44,6 +44,8 @@ class Windowing:
     """Three numbers, or two for a network of single slices."""
     channels: int
     """Maps in an answer of one network."""
+    kind: str = "logits"
+    """What these are: `logits` or `features`."""
     mirroring_axes: tuple[int, ...] = ()
     """Axes of the patch over whose flips the answer is averaged."""
     sums: torch.dtype = torch.float32

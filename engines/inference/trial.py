@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.backends.base import Backend, Engine, Placement
+from engines.backends.base import REFERENCE, Backend, Engine, Placement
 from engines.backends.catalogue import backend_class
 from engines.errors import UnsuitableVolume
 from engines.inference.cases import only_or_all
@@ -31,8 +31,6 @@ from engines.model.certificate import (
 )
 from engines.volume import Grid, Volume
 
-REFERENCE = Engine("torch", "float32")
-"""What every other engine is held against; it may always serve."""
 _MEASURED_S = 0.3
 """A small network is asked again until so much time has passed."""
 _PACKAGES = {"torch": ("torch",), "openvino": ("openvino",), "tensorrt": ("tensorrt", "tensorrt_rtx")}

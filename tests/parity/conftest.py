@@ -236,31 +236,45 @@ class NnunetModel(NnunetPlan):
         return predictor
 
     def predicted(
-        self, image: NDArray[np.float32], spacing: tuple[float, ...], previous: NDArray[np.int16] | None = None
+        self,
+        image: NDArray[np.float32],
+        spacing: tuple[float, ...],
+        previous: NDArray[np.int16] | None = None,
+        *,
+        wide: bool = False,
     ) -> NDArray[np.uint8]:
-        """nnU-Net's labels of an array (D, H, W) or (C, D, H, W), its sums held in float32 as ours are.
+        """nnU-Net's labels of an array (D, H, W) or (C, D, H, W).
 
-        At the rim of a volume the Gaussian is so small that nnU-Net's float16 sums keep a digit or two of a logit. On
-        volumes as small as these that rim is a good part of the whole.
+        wide: its sums held in float32, as those of every engine but the reference are. At the rim of a volume the
+        Gaussian is so small that nnU-Net's float16 sums keep a digit or two of a logit, and on volumes as small as
+        these that rim is a good part of the whole.
         """
-        return self.labels(*self.logits(image, spacing, previous))
+        return self.labels(*self.logits(image, spacing, previous, wide=wide))
 
     def logits(
-        self, image: NDArray[np.float32], spacing: tuple[float, ...], previous: NDArray[np.int16] | None = None
+        self,
+        image: NDArray[np.float32],
+        spacing: tuple[float, ...],
+        previous: NDArray[np.int16] | None = None,
+        *,
+        wide: bool = False,
     ) -> tuple[NDArray[np.float16], dict]:
         """What the labels are made of, and the properties of the image."""
         data, properties = self.preprocessed(image, spacing, previous)
         predictor = self.predictor()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch, "half", torch.float32)
+            if wide:
+                patch.setattr(torch, "half", torch.float32)
             logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
         return logits.half().numpy(), properties
 
-    def probabilities(self, image: NDArray[np.float32], spacing: tuple[float, ...]) -> NDArray[np.float32]:
+    def probabilities(
+        self, image: NDArray[np.float32], spacing: tuple[float, ...], *, wide: bool = False
+    ) -> NDArray[np.float32]:
         """What nnU-Net averages over the configurations of an ensemble: (outputs, D, H, W) on the image's grid."""
         from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 
-        logits, properties = self.logits(image, spacing)
+        logits, properties = self.logits(image, spacing, wide=wide)
         _, probabilities = convert_predicted_logits_to_segmentation_with_correct_shape(
             logits, self.manager, self.configuration, self.label_manager, properties, return_probabilities=True
         )

@@ -124,7 +124,8 @@ def test_earlier_labels_are_stacked_as_nnunet_does(
     assert all(0.05 < channel.mean() < 0.95 for channel in ours[labels])
 
 
-ENGINES = ("torch float32", "openvino float32")
+EXACT = {"torch float32": True, "openvino float32": False}
+"""The reference sums as nnU-Net does; every other engine in float32, and is compared with nnU-Net doing so."""
 DEEP = ((1, 1, 1), (2, 2, 2), (2, 2, 2))
 
 
@@ -133,19 +134,26 @@ def segmented(bundle: Bundle, images: Volume | Sequence[Volume], engine: str) ->
         return segmenter.segment(images).label_map.labels
 
 
-def assert_agree(labels: NDArray[Any], expected: NDArray[Any]) -> None:
-    """At least 99.95 % of voxels, and Dice 0.99 for each label, in a map that is no trivial one."""
+def assert_agree(labels: NDArray[Any], expected: NDArray[Any], *, exact: bool) -> None:
+    """In a map that is no trivial one: all but two voxels and one in 10,000; or 99.95 %, and Dice 0.99 for each label.
+
+    The first is for the reference, which sums as nnU-Net does; each voxel that still differs hangs by the last digit
+    of a resampled logit.
+    """
     assert labels.shape == expected.shape
     found = np.unique(expected)
     assert len(found) > 2
-    assert float((labels == expected).mean()) >= 0.9995
+    different = int((labels != expected).sum())
+    if exact:
+        assert different <= 2 + expected.size / 10_000
+    assert different <= 0.0005 * expected.size
     assert min(dice(labels == label, expected == label) for label in found) >= 0.99
 
 
 @pytest.mark.parametrize("changes", [{}, {"transpose": (1, 2, 0)}, {"torch_resampling": True}])
 def test_cascade_equals_nnunet(changes: Any, nnunet_model: Any, recipe: Any, hippocampus: Volume) -> None:
-    """From end to end by torch. A network of random weights makes hundreds of differing voxels of three in the labels
-    that it is shown, nnU-Net's too: of OpenVINO, each stage is compared on the same labels.
+    """Each stage on the same labels: a network of random weights makes hundreds of differing voxels of one in the
+    labels that it is shown, nnU-Net's too.
     """
     spacing, voxels = hippocampus.grid.spacing_mm, hippocampus.voxels
     chosen = {"strides": DEEP, "orientation": "SAR", **changes}
@@ -154,13 +162,12 @@ def test_cascade_equals_nnunet(changes: Any, nnunet_model: Any, recipe: Any, hip
     second = nnunet_model(
         recipe(name="second", spacing=(1.2, 1.1, 0.9), previous_stage=True, **chosen), voxels, spacing, earlier
     )
-    expected = second.predicted(voxels, spacing, earlier)
     assert [member.name for member in second.bundle.members] == ["first", "second"]
-    assert_agree(segmented(second.bundle, hippocampus, "torch float32"), expected)
-    shown = segmented(first.bundle, hippocampus, "openvino float32")
-    assert_agree(shown, earlier)
-    given = second.predicted(voxels, spacing, shown.astype(np.int16))
-    assert_agree(segmented(second.bundle, hippocampus, "openvino float32"), given)
+    for engine, exact in EXACT.items():
+        shown = segmented(first.bundle, hippocampus, engine)
+        assert_agree(shown, first.predicted(voxels, spacing, wide=not exact), exact=exact)
+        expected = second.predicted(voxels, spacing, shown.astype(np.int16), wide=not exact)
+        assert_agree(segmented(second.bundle, hippocampus, engine), expected, exact=exact)
     # The second network heeds the first: without its labels the map is another.
     assert (second.predicted(voxels, spacing, np.zeros_like(earlier)) != expected).mean() > 0.01
 
@@ -174,8 +181,9 @@ def test_regions_equal_nnunet(nnunet_model: Any, recipe: Any, hippocampus: Volum
     expected = model.predicted(voxels, spacing)
     assert set(np.unique(expected)) == {0, 1, 2, 3}
     assert model.bundle.labels[1] == "region 1 without region 2 and region 3"
-    for engine in ENGINES:
-        assert_agree(segmented(model.bundle, hippocampus, engine), expected)
+    for engine, exact in EXACT.items():
+        expected = model.predicted(voxels, spacing, wide=not exact)
+        assert_agree(segmented(model.bundle, hippocampus, engine), expected, exact=exact)
 
 
 def test_several_channels_equal_nnunet(nnunet_model: Any, recipe: Any, hippocampus: Volume) -> None:
@@ -187,9 +195,9 @@ def test_several_channels_equal_nnunet(nnunet_model: Any, recipe: Any, hippocamp
     model = nnunet_model(
         recipe(channels=TWO, spacing=(1.3, 1.1, 1.2), strides=DEEP, orientation="SAR"), voxels, spacing
     )
-    expected = model.predicted(voxels, spacing)
-    for engine in ENGINES:
-        assert_agree(segmented(model.bundle, volumes, engine), expected)
+    for engine, exact in EXACT.items():
+        expected = model.predicted(voxels, spacing, wide=not exact)
+        assert_agree(segmented(model.bundle, volumes, engine), expected, exact=exact)
     with pytest.raises(UnsuitableVolume, match="needs 2 images"):
         segmented(model.bundle, volumes[0], "torch float32")
 
@@ -202,12 +210,12 @@ def test_ensemble_of_2d_and_3d_equals_nnunet(regions: Any, nnunet_model: Any, re
     flat = recipe(name="flat", patch=(32, 24), spacing=(1.1, 1.0), strides=((1, 1), (2, 2), (2, 2)), **chosen)
     full = recipe(name="full", spacing=(1.3, 1.1, 1.2), strides=DEEP, **chosen)
     models = [nnunet_model(each, voxels, spacing) for each in (flat, full)]
-    mean = np.mean([model.probabilities(voxels, spacing) for model in models], axis=0)
-    expected = models[0].label_manager.convert_probabilities_to_segmentation(mean)
     bundle = models[0].imported(*(model.results for model in models))
     assert [member.name for member in bundle.averaged] == ["flat", "full"]
-    for engine in ENGINES:
-        assert_agree(segmented(bundle, hippocampus, engine), expected)
+    for engine, exact in EXACT.items():
+        mean = np.mean([model.probabilities(voxels, spacing, wide=not exact) for model in models], axis=0)
+        expected = models[0].label_manager.convert_probabilities_to_segmentation(mean)
+        assert_agree(segmented(bundle, hippocampus, engine), expected, exact=exact)
     assert all((model.predicted(voxels, spacing) != expected).mean() > 0.001 for model in models)
 
 

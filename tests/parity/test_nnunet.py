@@ -112,16 +112,18 @@ def test_logits_with_half_sums_equal_nnunet_bit_for_bit(
     member = model.bundle.members[0]
     plan = member.plan
     backend = TorchBackend.open(plan, member.weights("0"), Placement(threads=1))
-    windowing = Windowing(plan.patch_size, plan.outputs, member.mirroring_axes, sums=torch.float16)
+    windowing = Windowing(plan.patch_size, plan.outputs, mirroring_axes=member.mirroring_axes, sums=torch.float16)
     found = torch.stack([(p.sums / p.weights).clone() for p in planes(data, [backend], windowing)], dim=1)
     assert torch.equal(found, expected)
 
 
+EXACT = {"torch": True, "openvino": False}
+"""The reference sums as nnU-Net does; every other engine in float32, and is compared with nnU-Net doing so."""
 END_TO_END = {
     "MR, isotropic": {"spacing": (1.0, 1.0, 1.0), "orientation": "SAR"},
-    "MR, residual, transposed, two folds": {
+    "MR, residual, transposed, three folds": {
         "network": "ResidualEncoderUNet",
-        "folds": 2,
+        "folds": 3,
         "spacing": (1.3, 1.1, 1.2),
         "transpose": (1, 2, 0),
         "orientation": "SAR",
@@ -133,12 +135,12 @@ END_TO_END = {
 def test_segmenter_equals_nnunet_on_mr(case: str, nnunet_model: Any, recipe: Any, hippocampus: Volume) -> None:
     spacing = hippocampus.grid.spacing_mm
     model = nnunet_model(recipe(**END_TO_END[case]), hippocampus.voxels, spacing)
-    expected = model.predicted(hippocampus.voxels, spacing)
-    for backend in ("torch", "openvino"):
+    for backend, exact in EXACT.items():
         with open_first(model.bundle, [backend], threads=1) as segmenter:
             result = segmenter.segment(hippocampus)
         assert result.backend == backend
-        assert_agree(result.label_map.labels, expected)
+        expected = model.predicted(hippocampus.voxels, spacing, wide=not exact)
+        assert_agree(result.label_map.labels, expected, exact=exact)
 
 
 def test_segmenter_equals_nnunet_on_anisotropic_ct(nnunet_model: Any, recipe: Any, body_ct: Volume) -> None:
@@ -156,12 +158,12 @@ def test_segmenter_equals_nnunet_on_anisotropic_ct(nnunet_model: Any, recipe: An
     )
     spacing = grid.spacing_mm
     model = nnunet_model(chosen, seen, spacing)
-    expected = model.predicted(seen, spacing)[::-1, ::-1]
-    for backend in ("torch", "openvino"):
+    for backend, exact in EXACT.items():
         with open_first(model.bundle, [backend], threads=1) as segmenter:
             result = segmenter.segment(volume)
         assert result.label_map.grid is grid
-        assert_agree(result.label_map.labels, expected)
+        expected = model.predicted(seen, spacing, wide=not exact)[::-1, ::-1]
+        assert_agree(result.label_map.labels, expected, exact=exact)
 
 
 def test_segmenter_equals_nnunet_in_2d(nnunet_model: Any, recipe: Any, hippocampus: Volume) -> None:
@@ -169,10 +171,10 @@ def test_segmenter_equals_nnunet_in_2d(nnunet_model: Any, recipe: Any, hippocamp
     chosen = recipe(patch=(32, 24), spacing=(1.1, 1.0), strides=((1, 1), (2, 2), (2, 2)))
     volume = Volume(Grid((8, *hippocampus.grid.shape[1:]), hippocampus.grid.affine), hippocampus.voxels[10:18], "MR")
     model = nnunet_model(chosen, volume.voxels, spacing)
-    expected = model.predicted(volume.voxels, spacing)
-    for backend in ("torch", "openvino"):
+    for backend, exact in EXACT.items():
+        expected = model.predicted(volume.voxels, spacing, wide=not exact)
         with open_first(model.bundle, [backend], threads=1) as segmenter:
-            assert_agree(segmenter.segment(volume).label_map.labels, expected)
+            assert_agree(segmenter.segment(volume).label_map.labels, expected, exact=exact)
 
 
 @pytest.mark.parametrize("shape", [(1, 50, 34), (9, 10, 11)])
@@ -184,7 +186,7 @@ def test_volume_smaller_than_the_patch_equals_nnunet(
     model = nnunet_model(recipe(spacing=(1.0, 1.2, 1.0)), volume.voxels, (1.0, 1.0, 1.0))
     expected = model.predicted(volume.voxels, (1.0, 1.0, 1.0))
     with open_first(model.bundle, ["torch"], threads=1) as segmenter:
-        assert_agree(segmenter.segment(volume).label_map.labels, expected)
+        assert_agree(segmenter.segment(volume).label_map.labels, expected, exact=True)
 
 
 @pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
@@ -199,10 +201,17 @@ def test_openvino_equals_torch(network: str, nnunet_model: Any, recipe: Any, hip
     assert float((answer.argmax(1) == reference.argmax(1)).float().mean()) >= 0.9995
 
 
-def assert_agree(labels: NDArray[np.uint8], expected: NDArray[np.uint8]) -> None:
-    """At least 99.95 % of voxels, and Dice 0.99 for each class, in a map that is no trivial one."""
+def assert_agree(labels: NDArray[Any], expected: NDArray[Any], *, exact: bool) -> None:
+    """In a map that is no trivial one: all but two voxels and one in 10,000; or 99.95 %, and Dice 0.99 for each label.
+
+    The first is for the reference, which sums as nnU-Net does; each voxel that still differs hangs by the last digit
+    of a resampled logit.
+    """
     assert labels.shape == expected.shape
-    classes = np.unique(expected)
-    assert len(classes) > 2
-    assert float((labels == expected).mean()) >= 0.9995
-    assert min(dice(labels == label, expected == label) for label in classes) >= 0.99
+    found = np.unique(expected)
+    assert len(found) > 2
+    different = int((labels != expected).sum())
+    if exact:
+        assert different <= 2 + expected.size / 10_000
+    assert different <= 0.0005 * expected.size
+    assert min(dice(labels == label, expected == label) for label in found) >= 0.99

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.backends.base import Availability, Engine, Placement
+from engines.backends.base import REFERENCE, Availability, Engine, Placement
 from engines.conversion import verification
 from engines.conversion.reference import Predicted
 from engines.conversion.verification import Verification, keep_volumes, verify
 from engines.errors import BackendUnavailable, UnsuitableVolume
 from engines.inference.cases import find_cases
-from engines.inference.trial import REFERENCE, Trial
+from engines.inference.trial import Trial
 from engines.model.bundle import Bundle
 from engines.model.certificate import REFERENCE_LIMITS, Certificate, Limits, parity_folder
 from engines.nifti import write_volume

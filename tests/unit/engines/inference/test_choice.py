@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from engines.backends.base import Availability, Engine, Placement
+from engines.backends.base import REFERENCE, Availability, Engine, Placement
 from engines.inference import choice
 from engines.inference.choice import Candidate, Policy, candidates, decide, default_engines, standing, waiting
-from engines.inference.trial import REFERENCE, engine_key
+from engines.inference.trial import engine_key
 from engines.model.certificate import (
     ENGINE_LIMITS,
     Certificate,

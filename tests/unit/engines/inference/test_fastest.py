@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.backends.base import Availability, Engine, Placement
+from engines.backends.base import REFERENCE, Availability, Engine, Placement
 from engines.errors import BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
 from engines.inference import fastest
 from engines.inference.choice import Policy
 from engines.inference.fastest import FastestSegmenter, open_fastest
 from engines.inference.segmenter import Segmentation
-from engines.inference.trial import REFERENCE, Trial
+from engines.inference.trial import Trial
 from engines.model.certificate import Limits, certificates_path, parity_folder, read_records, site_path
 from engines.nifti import write_volume
 from engines.volume import Grid, LabelMap, Volume

@@ -12,7 +12,7 @@ from engines.inference.sliding_window import Windowing
 
 SHAPE = (1, 1000, 200, 200)
 LOGITS = Windowing((96, 96, 96), 118)
-FEATURES = Windowing((96, 96, 96), 32, side_by_side=True)
+FEATURES = Windowing((96, 96, 96), 32, "features", side_by_side=True)
 
 
 def test_on_the_processor_nothing_is_asked() -> None:
