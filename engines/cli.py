@@ -56,16 +56,22 @@ def _add_import(commands: Any) -> None:
         help="the folder named TRAINER__PLANS__CONFIGURATION, or a data set's folder that holds it; of several the "
         "probabilities are averaged",
     )
-    command.add_argument("--out", type=Path, required=True, help="folder of the bundle; must not exist")
-    command.add_argument("--name", required=True, help="name of the model: lower case, digits, hyphens")
-    command.add_argument("--version", required=True, help="version of the model, such as 1.0")
-    command.add_argument("--modality", action="append", required=True, help="CT or MR; may be given again")
-    command.add_argument("--card", type=Path, required=True, help="the model card, a Markdown file")
+    command.add_argument("--out", type=Path, help="folder of the bundle, which must not exist; left out: the name")
+    command.add_argument("--name", default="", help="lower case, digits, hyphens; left out: that of the data set")
+    command.add_argument("--version", default="1", help="version of the model (%(default)s)")
+    command.add_argument(
+        "--modality",
+        action="append",
+        default=[],
+        help="CT or MR; may be given again; left out: what the names of the channels tell",
+    )
+    command.add_argument("--card", type=Path, help="the model card, a Markdown file; left out: what the folder says")
     command.add_argument(
         "--orientation",
         help="axis codes of the training arrays (slice, row, column), each the patient direction that it grows "
         "towards, such as SPL for axial DICOM or SAR for RAS NIfTI: nibabel's aff2axcodes backwards; 'any' for a "
-        "network trained on images that lie in all ways; needed unless the plan's reader is a ...WithReorient",
+        "network trained on images that lie in all ways; left out: as the plan's reader turns images, or as all "
+        "masks in fold_x/validation lie",
     )
     command.add_argument("--configuration", help="which one of a data set's folder, such as 3d_fullres")
     command.add_argument(
@@ -76,7 +82,7 @@ def _add_import(commands: Any) -> None:
     )
     command.add_argument("--fold", action="append", help="a fold to take; may be given again; left out: all there are")
     command.add_argument("--checkpoint", default="checkpoint_final.pth", help="file in each fold (%(default)s)")
-    command.add_argument("--storage", choices=get_args(Storage), default="float16", help="of weights (%(default)s)")
+    command.add_argument("--storage", choices=get_args(Storage), default="float32", help="of weights (%(default)s)")
     command.add_argument("--mirroring", action="store_true", help="average over flips: 2 to 8 times slower")
     command.add_argument("--trainer", action="append", default=[], help="another trainer that keeps the plan's network")
     command.add_argument(
@@ -222,7 +228,7 @@ def _label_name(text: str) -> tuple[int, str]:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from engines.conversion.nnunet import Description, Selection, import_results_folders
+    from engines.conversion.nnunet import Description, Selection, import_results_folders, own_name
 
     description = Description(
         name=arguments.name,
@@ -249,7 +255,8 @@ def _import(arguments: argparse.Namespace) -> int:
         postprocessing=arguments.postprocessing,
         without_postprocessing=arguments.without_postprocessing,
     )
-    bundle = import_results_folders(arguments.results, arguments.out, description, selection)
+    out = arguments.out or Path(own_name(arguments.results[0], description, selection))
+    bundle = import_results_folders(arguments.results, out, description, selection)
     described = _described(bundle)
     if not arguments.json:
         _print_bundle(described, as_json=False)

@@ -48,6 +48,25 @@ def read_label_map(path: Path, names: Mapping[int, str]) -> LabelMap:
     return LabelMap(_grid(image, path), whole.astype(np.uint8) if narrow else whole, names)
 
 
+def read_axis_codes(path: Path) -> str:
+    """How one image file lies, as `Grid.axis_codes`; its voxels are not read.
+
+    Raises
+    ------
+    UnsuitableVolume
+        Where the file cannot be read, is not 3D, or holds an axis direction that is not orthonormal.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise UnsuitableVolume(f"{path}: cannot be read as an image") from error
+    if reader.GetDimension() != 3:
+        raise UnsuitableVolume(f"{path}: has {reader.GetDimension()} dimensions; one 3D image is needed")
+    return _grid(reader, path).axis_codes
+
+
 def write_volume(path: Path, volume: Volume) -> None:
     """Write the voxels of a volume as float32.
 
@@ -100,7 +119,7 @@ def _read(path: Path) -> sitk.Image:
     return image
 
 
-def _grid(image: sitk.Image, path: Path) -> Grid:
+def _grid(image: sitk.Image | sitk.ImageFileReader, path: Path) -> Grid:
     """The grid of an ITK image: its (i, j, k) axes in reverse, its world already LPS."""
     direction = np.array(image.GetDirection()).reshape(3, 3)
     affine = np.eye(4)

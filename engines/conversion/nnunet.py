@@ -17,6 +17,7 @@ from engines.backends.base import Placement
 from engines.backends.torch import TorchBackend
 from engines.conversion.checkpoint import Checkpoint, read_checkpoints
 from engines.conversion.json_file import read_json
+from engines.conversion.own_words import card_of, modalities_of, name_of, orientation_of
 from engines.conversion.postprocessing import find_postprocessing, read_postprocessing
 from engines.errors import BundleError
 from engines.inference.postprocessing import KeepLargest
@@ -38,10 +39,10 @@ ANY_ORIENTATION = "any"
 _REORIENTED = "SAR"
 """What `...WithReorient` readers turn every image to: their RAS, as the axis codes of an array (k, j, i)."""
 _ORIENTATION_LACKS = (
-    "orientation (--orientation) is not told: the plan's reader {reader} takes images as they lie, and the wrong way "
-    "round left and right are exchanged; name the axis codes of the training images, which are those of "
-    "nibabel.aff2axcodes(nibabel.load(IMAGE).affine) backwards (R, A, S gives SAR; L, P, S gives SPL), or 'any' if the "
-    "network was trained on images that lie in all ways"
+    "orientation (--orientation) is not told, neither by masks in fold_x/validation that all lie alike: the plan's "
+    "reader {reader} takes images as they lie, and the wrong way round left and right are exchanged; name the axis "
+    "codes of the training images, which are those of nibabel.aff2axcodes(nibabel.load(IMAGE).affine) backwards "
+    "(R, A, S gives SAR; L, P, S gives SPL), or 'any' if the network was trained on images that lie in all ways"
 )
 _PARITY_LOGITS = 131_072
 """Values kept of the parity crop's answer: half a megabyte."""
@@ -49,17 +50,20 @@ _PARITY_LOGITS = 131_072
 
 @dataclass(frozen=True)
 class Description:
-    """What no results folder says of its model, so that a person must."""
+    """What a person says of a model; the results folder's own words stand in for what is left out."""
 
-    name: str
-    version: str
-    modalities: Sequence[str]
-    card: Path
-    """The model card, a Markdown file."""
+    name: str = ""
+    """Left out: that of the data set."""
+    version: str = "1"
+    modalities: Sequence[str] = ()
+    """Left out: what the names of the channels tell."""
+    card: Path | None = None
+    """The model card, a Markdown file; None: one that lists what the folder says."""
     orientation: str | None = None
     """Axis codes of the arrays that the network was trained on, as `Grid.axis_codes` gives them; `ANY_ORIENTATION` for
-    a network trained on images that lie in all ways. May be left out only where the plan's reader turns every image,
-    and so decides it: any other network told nothing would mistake left for right without a word."""
+    a network trained on images that lie in all ways. May be left out where the plan's reader turns every image, and
+    so decides it, or where the masks of nnU-Net's validation, which lie as the training images do, all lie alike. Any
+    other network told nothing would mistake left for right without a word."""
     label_names: Mapping[int, str] = field(default_factory=dict)
     """Other names for labels than dataset.json has."""
     unreported: Sequence[int | str] = ()
@@ -82,7 +86,8 @@ class Selection:
     folds: Sequence[str | int] | None = None
     """The folds to take as an ensemble; None: all that there are."""
     checkpoint: str = "checkpoint_final.pth"
-    storage: Storage = "float16"
+    storage: Storage = "float32"
+    """float16 halves the files, and moves a voxel here and there."""
     mirroring: bool = False
     """Average over flips as nnU-Net does by default: 2, 4 or 8 times slower."""
     further_trainers: Sequence[str] = ()
@@ -130,15 +135,16 @@ def import_results_folders(
     chains = [_chain(folder, selection) for folder in folders]
     sources = [source for chain in chains for source in chain]
     _check_one_case(sources)
-    orientation = _orientation([source.plan for source in sources], description.orientation)
+    orientation = _orientation(sources, description.orientation)
     labels = told.renamed(description.label_names)
+    name = description.name or name_of(sources[0].plan.dataset)
     contents = Contents(
-        name=description.name,
+        name=name,
         version=description.version,
-        modalities=tuple(description.modalities),
+        modalities=tuple(description.modalities) or modalities_of(told.channels),
         labels=labels.names,
         members=_members(chains, selection),
-        card=_text(description.card),
+        card=_text(description.card) if description.card else card_of(name, _facts(sources, description)),
         storage=selection.storage,
         orientation=orientation,
         postprocessing=postprocessing,
@@ -150,6 +156,14 @@ def import_results_folders(
         evaluation=description.evaluation,
     )
     return write_bundle(out, contents)
+
+
+def own_name(folder: Path, description: Description, selection: Selection) -> str:
+    """The name that a bundle of this folder will have; raises as `import_results_folders`."""
+    if description.name:
+        return description.name
+    plans = _read_json_files(_results_folder(folder, selection.configuration))[1]
+    return name_of(str(plans.get("dataset_name", "")))
 
 
 def _results_folder(folder: Path, configuration: str | None) -> Path:
@@ -285,15 +299,31 @@ def _postprocessing(folders: Sequence[Path], labels: Labels, selection: Selectio
     return found[folders[0]]
 
 
-def _orientation(plans: Sequence[Plan], told: str | None) -> str | None:
-    decided = {_orientation_of(plan, told) for plan in plans}
+def _facts(sources: Sequence[_Source], description: Description) -> dict[str, str]:
+    """For a card that nobody has written."""
+    return {
+        "training data": description.training_data or sources[0].plan.dataset,
+        "licence": description.licence,
+        "channels": ", ".join(sources[0].labels.channels),
+        "labels": ", ".join(sources[0].labels.names.values()),
+        "networks": "; ".join(
+            f"{source.plan.configuration} ({source.plan.architecture.network}), folds "
+            + ", ".join(each.fold for each in source.checkpoints)
+            for source in sources
+        ),
+    }
+
+
+def _orientation(sources: Sequence[_Source], told: str | None) -> str | None:
+    decided = {_orientation_of(source.plan, told or orientation_of(source.folder)) for source in sources}
     if len(decided) > 1:
-        readers = ", ".join(sorted({plan.reader for plan in plans}))
+        readers = ", ".join(sorted({source.plan.reader for source in sources}))
         raise BundleError(f"orientation: the readers {readers} turn images to different frames; tell SAR for all")
     return decided.pop()
 
 
 def _orientation_of(plan: Plan, told: str | None) -> str | None:
+    """Told by a person, or by the masks of the validation."""
     if not plan.reader.endswith("WithReorient"):
         if told is None:
             raise BundleError(_ORIENTATION_LACKS.format(reader=plan.reader or "(none named)"))

@@ -13,8 +13,11 @@ import pytest
 import torch
 
 from engines.conversion.nnunet import Description, import_results_folders
+from engines.conversion.own_words import modalities_of
 from engines.errors import BundleError
 from engines.model.bundle import Bundle
+from engines.nifti import write_label_map
+from engines.volume import Grid, LabelMap, Reorientation
 
 
 def save(results: Path, checkpoint: dict[str, Any], fold: int = 0) -> None:
@@ -28,7 +31,7 @@ def test_each_tensor_is_stored_once(make_bundle: Callable[..., Bundle], checkpoi
     assert len(checkpoint["network_weights"]) > len(weights)
     assert not any("all_modules" in key or key.startswith("decoder.encoder") for key in weights)
     for key, array in weights.items():
-        expected = checkpoint["network_weights"][key].half().float().numpy()
+        expected = checkpoint["network_weights"][key].numpy()
         assert np.array_equal(array, expected)
 
 
@@ -141,7 +144,7 @@ def test_weights_that_float16_cannot_hold_are_refused(
     checkpoint["network_weights"]["decoder.seg_layers.0.bias"][1] = value
     save(results, checkpoint)
     with pytest.raises(BundleError, match=r"decoder\.seg_layers\.0\.bias"):
-        make_bundle()
+        make_bundle(storage="float16")
 
 
 @pytest.mark.parametrize("name", ["plans.json", "dataset.json", "fold_0/checkpoint_final.pth"])
@@ -250,3 +253,37 @@ def test_failed_import_leaves_nothing(results: Path, card: Path, tmp_path: Path)
     (tmp_path / "out").mkdir()
     with pytest.raises(BundleError, match="exists already"):
         import_results_folders([results], tmp_path / "out", Description("unit", "1", ["MR"], card, "SPL"))
+
+
+def write_masks(folder: Path, *ways: str) -> None:
+    folder.mkdir()
+    for number, codes in enumerate(ways):
+        plain = Grid((3, 4, 5), np.eye(4))
+        grid = Reorientation.between(plain.axis_codes, codes).grid(plain)
+        write_label_map(folder / f"case_{number}.nii.gz", LabelMap(grid, np.zeros(grid.shape, dtype=np.uint8), {}))
+
+
+def test_what_is_left_out_the_folder_tells(results: Path, tmp_path: Path) -> None:
+    """Name, modality and card from its files; how the images lay from the masks of the validation."""
+    write_masks(results / "fold_0/validation", "SAR", "SAR")
+    bundle = import_results_folders([results], tmp_path / "out", Description())
+    assert (bundle.name, bundle.version, bundle.modalities, bundle.orientation) == ("unit", "1", ("MR",), "SAR")
+    assert "liver, spleen" in bundle.card.read_text()
+    assert "not stated" in bundle.card.read_text()
+
+
+def test_masks_that_lie_in_several_ways_tell_nothing(results: Path, tmp_path: Path) -> None:
+    write_masks(results / "fold_0/validation", "SPL", "SAR")
+    with pytest.raises(BundleError, match="--orientation"):
+        import_results_folders([results], tmp_path / "out", Description())
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(["CT"], ("CT",)), (["T1", "FLAIR"], ("MR",)), (["MRI"], ("MR",))])
+def test_channels_tell_the_modality(channels: list[str], expected: tuple[str, ...]) -> None:
+    assert modalities_of(channels) == expected
+
+
+@pytest.mark.parametrize("channels", [["CT", "PET"], ["noNorm"], ["R", "G", "B"]])
+def test_channels_that_do_not_tell_the_modality(channels: list[str]) -> None:
+    with pytest.raises(BundleError, match="--modality"):
+        modalities_of(channels)
