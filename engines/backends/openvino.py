@@ -95,15 +95,24 @@ class _GraphOperations:
         return self.opset.add(first, second)
 
     def head(self, x: Any, outputs: int) -> Any:
-        """The head as a product of matrices: the answer comes out class by class, where a convolution's is turned."""
-        opset, key = self.opset, head_key(self.net)
-        size = list(x.get_output_shape(0))[2:]
+        """The head as a product of matrices."""
+        key = head_key(self.net)
+        bias = self.weights[f"{key}.bias"].reshape(1, -1, *(1,) * self.net.dimensions)
+        return self.opset.add(
+            self.mixed(x, self.weights[f"{key}.weight"].reshape(outputs, -1)), self.opset.constant(bias)
+        )
+
+    def mixed(self, x: Any, matrix: NDArray[np.float32]) -> Any:
+        """Channels mixed by a matrix, (K, C).
+
+        Inside the graph channels lie last. A product with the matrix in front writes them one behind the other, in less
+        time than the library takes to turn a map.
+        """
+        opset, size = self.opset, list(x.get_output_shape(0))[2:]
         last = opset.transpose(x, opset.constant(np.array([0, *range(2, 2 + len(size)), 1])))
-        rows = opset.reshape(last, opset.constant(np.array([-1, self.net.features[0]])), False)
-        matrix = opset.constant(self.weights[f"{key}.weight"].reshape(outputs, -1))
-        product = opset.matmul(matrix, rows, False, True)
-        logits = opset.add(product, opset.constant(self.weights[f"{key}.bias"].reshape(-1, 1)))
-        return opset.reshape(logits, opset.constant(np.array([1, outputs, *size])), False)
+        rows = opset.reshape(last, opset.constant(np.array([-1, matrix.shape[1]])), False)
+        product = opset.matmul(opset.constant(matrix), rows, False, True)
+        return opset.reshape(product, opset.constant(np.array([1, len(matrix), *size])), False)
 
     def _joint_convolution(self, x: _Joined, layer: Convolution, weight: NDArray[np.float32]) -> Any:
         """Upsample one map, join it to the other and convolve, without ever making the joined map.
@@ -235,11 +244,13 @@ def _model(openvino: Any, plan: Plan, weights: Weights, placement: Placement) ->
     net = plan.architecture
     image = opset15.parameter([1, plan.inputs, *plan.patch_size], np.float32)
     operations = _GraphOperations(net, weights, opset15)
-    answer = features(net, operations, image)
-    if placement.answer == "logits":
-        # In bfloat16 the product would round the logits twice, and turning them costs little.
-        in_matrices = placement.precision == "float32"
-        answer = operations.head(answer, plan.outputs) if in_matrices else head(net, plan.outputs, operations, answer)
+    maps = features(net, operations, image)
+    if placement.answer == "features":
+        answer = operations.mixed(maps, np.eye(net.features[0], dtype=np.float32))
+    elif placement.precision == "float32":
+        answer = operations.head(maps, plan.outputs)
+    else:  # a product in bfloat16 would round the logits twice, and turning them costs less there
+        answer = head(net, plan.outputs, operations, maps)
     return openvino.Model([answer], [image], plan.dataset)
 
 
