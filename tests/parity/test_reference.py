@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
-from engines.conversion.reference import NnunetPredictor, Predicted
+from engines.conversion.reference import NnunetPredictor
 from engines.model.bundle import Bundle
 from engines.volume import Grid, Volume
 
@@ -18,20 +17,12 @@ pytestmark = pytest.mark.data
 DEEP = ((1, 1, 1), (2, 2, 2), (2, 2, 2))
 
 
-def predicted(bundle: Bundle, volumes: list[Volume]) -> Predicted:
-    """With sums in float32, as the labels were made that it is compared with."""
-    predictor = NnunetPredictor(bundle)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "half", torch.float32)
-        return predictor.segment(volumes)
-
-
 def assert_same(bundle: Bundle, volumes: list[Volume], expected: NDArray[Any]) -> None:
-    """But for logits that were rounded to float16 there: one voxel in a thousand of random weights hangs by less."""
-    found = predicted(bundle, volumes)
+    """But for a voxel or two that hang by a hair: a network's first call on a machine may round otherwise."""
+    found = NnunetPredictor(bundle).segment(volumes)
     assert found.labels.shape == expected.shape
     assert len(np.unique(expected)) > 2
-    assert float((found.labels == expected).mean()) > 0.9985
+    assert int((found.labels != expected).sum()) <= 2
     assert set(found.seconds) == {"preprocess", "network", "labels", "total"}
 
 
@@ -68,8 +59,7 @@ def test_a_cascade(nnunet_model: Any, recipe: Any, hippocampus: Volume) -> None:
         recipe(name="second", spacing=(1.2, 1.1, 0.9), previous_stage=True, **chosen), voxels, spacing, earlier
     )
     assert len(second.bundle.members) == 2
-    shown = predicted(first.bundle, [hippocampus]).labels.astype(np.int16)
-    assert_same(second.bundle, [hippocampus], second.predicted(voxels, spacing, shown))
+    assert_same(second.bundle, [hippocampus], second.predicted(voxels, spacing, earlier))
 
 
 def test_an_ensemble(nnunet_model: Any, recipe: Any, hippocampus: Volume) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.backends.base import Engine, Placement
+from engines.backends.base import REFERENCE, Engine, Placement
 from engines.backends.openvino import OpenVinoBackend
 from engines.errors import BackendUnavailable
 from engines.inference.segmenter import Segmenter
-from engines.inference.trial import REFERENCE, Answered, engine_key, held_against_reference, measure, reference_name
+from engines.inference.trial import Answered, engine_key, held_against_reference, measure, reference_name
 from engines.model.certificate import ENGINE_LIMITS
 from engines.volume import Grid, Volume
 
