@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from engines.errors import BackendUnavailable, BundleError
 from engines.model.bundle import Bundle, Member
+from engines.model.plan import PICTURES
 from engines.volume import Reorientation, Volume
 
 _MEND = "pip install 'hilum[train]'"
@@ -121,6 +122,7 @@ class _NnunetMember:
         self._plans = PlansManager(_kept(member, "plans.json"))
         self._dataset = _kept(member, "dataset.json")
         self._configuration = self._plans.get_configuration(member.plan.configuration)
+        self._is_of_pictures = member.plan.reader == PICTURES
         self.manager_of_labels = self._plans.get_label_manager(self._dataset)
         network = self._network(member)
         mirroring = member.mirroring_axes or None
@@ -154,7 +156,7 @@ class _NnunetMember:
 
         with clock.stage("preprocess"):
             earlier = None if previous is None else [previous]
-            properties = {"spacing": list(spacing)}
+            properties = {"spacing": [999.0, 1.0, 1.0] if self._is_of_pictures else list(spacing)}
             feed = PreprocessAdapterFromNpy(
                 [image], earlier, [properties], None, self._plans, self._dataset, self._configuration
             )

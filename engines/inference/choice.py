@@ -124,9 +124,12 @@ def decide(found: Sequence[Candidate]) -> Decision:
 
 
 def waiting(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Those that a certificate would let serve in the place of the one that serves, fastest first."""
+    """Those that a certificate would let serve in the place of the one that serves, fastest first.
+
+    Nothing waits where nothing was measured: what is not known to be faster is not worth a trial.
+    """
     taken = decide(found).taken
-    ready = [each for each in found if each.usable and each.standing == "not certified"]
+    ready = [each for each in found if each.usable and each.standing == "not certified" and each.seconds_per_patch]
     if taken is not None and not taken.fallback:
         ready = [each for each in ready if _haste(each) < _haste(taken)]
     return tuple(sorted(ready, key=_haste))
@@ -144,7 +147,9 @@ def _pace(candidate: Candidate) -> str:
 def _passed_over(candidate: Candidate) -> str:
     if not candidate.usable:
         return candidate.reason
-    return f"slower{_pace(candidate)}" if candidate.may_serve else candidate.words
+    if not candidate.may_serve:
+        return candidate.words
+    return "not measured here" if candidate.seconds_per_patch is None else f"slower{_pace(candidate)}"
 
 
 def _candidate(

@@ -87,12 +87,9 @@ class FastestSegmenter:
     def start(self) -> None:
         """Measure what was never measured here, certify on the volumes beside the bundle, open the fastest.
 
-        Where nothing is kept, and something else than the reference is certified, nothing is measured: each start
-        would measure again.
+        Where nothing is kept nothing is measured, as each start would do it again: the first that may serve is taken.
         """
-        taken = decide(self._found).taken
-        settled = self._policy.site is None and taken is not None and taken.engine != REFERENCE
-        if sum(each.usable for each in self._found) > 1 and not settled:
+        if self._policy.site is not None and sum(each.usable for each in self._found) > 1:
             self._found = tuple(self._measured(each) for each in self._found)
         folder = parity_folder(self.bundle.folder)
         if waiting(self._found) and folder.is_dir():

@@ -19,6 +19,9 @@ assert config.joinpath("CONFORMANCE.md").read_text().strip()
 folders = files("engines").joinpath("bundles").iterdir()
 bundles = sorted(folder.name for folder in folders if folder.joinpath("bundle.json").is_file())
 assert bundles == ["hippocampus-mr", "phantom"], bundles
+shipped = files("engines").joinpath("bundles")
+assert all(shipped.joinpath(f"{bundle}.certificates.json").is_file() for bundle in bundles)
+assert shipped.joinpath("phantom.parity", "standard.nii.gz").is_file()
 """
 
 

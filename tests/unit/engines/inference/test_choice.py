@@ -123,6 +123,7 @@ def test_only_what_would_be_faster_waits_for_a_certificate() -> None:
     assert waiting((fast, candidate(MIDDLE, 0.05, certified=True), reference)) == ()
     assert waiting((candidate(FAST, 0.1, certified=False), reference)) == ()
     assert waiting((replace(fast, usable=False), reference)) == ()
+    assert waiting((replace(fast, seconds_per_patch=None), replace(reference, fallback=True))) == ()
     slow = replace(fast, seconds_per_patch=0.9)
     assert waiting((slow, replace(reference, fallback=True))) == (slow,)
 

@@ -17,7 +17,7 @@ from engines.inference.choice import Policy
 from engines.inference.fastest import FastestSegmenter, open_fastest
 from engines.inference.segmenter import Segmentation
 from engines.inference.trial import Trial
-from engines.model.certificate import Limits, certificates_path, parity_folder, read_records, site_path
+from engines.model.certificate import Limits, add_record, certificates_path, parity_folder, read_records, site_path
 from engines.nifti import write_volume
 from engines.volume import Grid, LabelMap, Volume
 
@@ -225,12 +225,24 @@ def test_a_broken_volume_beside_the_bundle_is_named(start: Open, bundle: Any) ->
         start()
 
 
-def test_without_a_site_nothing_is_written(start: Open, tmp_path: Path, bundle: Any) -> None:
+def test_without_a_site_nothing_is_measured_tried_or_written(
+    start: Open, works: Works, tmp_path: Path, bundle: Any
+) -> None:
+    """The first that came with a certificate is taken; torch where none did."""
     with start(site=None) as segmenter:
-        assert len(serve(segmenter, bright())[1]) == 1
-        assert serve(segmenter, bright())[0] == "openvino bfloat16"
+        assert not segmenter.waits
+        assert serve(segmenter, bright()) == ("torch float32", ())
+    assert works.measured == []
     assert not (tmp_path / "site").exists()
     assert not certificates_path(bundle.folder).exists()
+    with start() as segmenter:
+        (certificate,) = serve(segmenter, bright())[1]
+    add_record(certificates_path(bundle.folder), certificate)
+    works.measured.clear()
+    with start(site=None) as segmenter:
+        assert serve(segmenter, bright()) == ("openvino bfloat16", ())
+        assert segmenter.reason.endswith("torch float32: not measured here")
+    assert works.measured == []
 
 
 def test_an_engine_that_fails_its_self_test_is_passed_over(start: Open, works: Works) -> None:

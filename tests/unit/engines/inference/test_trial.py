@@ -1,0 +1,57 @@
+"""An engine on trial: measured on the bundle's parity crops, and held against torch on volumes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines.backends.base import REFERENCE, Engine, Placement
+from engines.backends.openvino import OpenVinoBackend
+from engines.errors import BackendUnavailable
+from engines.inference.segmenter import Segmenter
+from engines.inference.trial import Answered, engine_key, held_against_reference, measure, reference_name
+from engines.model.certificate import ENGINE_LIMITS
+from engines.volume import Grid, Volume
+
+OPENVINO = Engine("openvino")
+
+
+def test_speed_and_error_are_measured_and_nothing_stays_open(make_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    close = OpenVinoBackend.close
+    monkeypatch.setattr(OpenVinoBackend, "close", lambda self: (closed.append(self), close(self))[1])
+    trial = measure(make_bundle(), OPENVINO, Placement())
+    assert trial.seconds_per_patch > 0
+    assert 0 < trial.logits_error < 1e-3
+    assert len(closed) == 1
+
+
+def test_answers_that_are_scaled_show_in_the_error(make_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = OpenVinoBackend.answers
+    monkeypatch.setattr(OpenVinoBackend, "answers", lambda self, patches: (2 * each for each in answers(self, patches)))
+    assert measure(make_bundle(), OPENVINO, Placement()).logits_error > 1
+
+
+def test_an_engine_that_cannot_run_says_so(make_bundle: Any) -> None:
+    with pytest.raises(BackendUnavailable):
+        measure(make_bundle(), OPENVINO, Placement(device="cuda"))
+
+
+def test_openvino_is_held_against_torch(make_bundle: Any) -> None:
+    """On noise, where each label has voxels enough."""
+    bundle, grid = make_bundle(), Grid((20, 20, 20), np.eye(4))
+    volume = Volume(grid, np.random.default_rng(0).standard_normal(grid.shape).astype(np.float32), "MR")
+    with Segmenter.open(bundle, REFERENCE, Placement()) as reference:
+        answered = [Answered((volume,), reference.segment(volume).label_map.labels)]
+    key = engine_key(bundle, OPENVINO, "cpu")
+    with Segmenter.open(bundle, OPENVINO, Placement()) as segmenter:
+        made = held_against_reference(bundle, key, segmenter, answered, ENGINE_LIMITS, error=1e-5)
+    assert made.verdict.outcome == "passed"
+    assert (made.bundle, made.key, made.reference) == (bundle.name, key, reference_name())
+    assert made.logits_error == 1e-5
+    changed = [Answered((volume,), np.roll(answered[0].labels, 3, axis=0))]
+    with Segmenter.open(bundle, OPENVINO, Placement()) as segmenter:
+        made = held_against_reference(bundle, key, segmenter, changed, ENGINE_LIMITS, error=float("inf"))
+    assert (made.verdict.outcome, made.logits_error) == ("failed", None)
