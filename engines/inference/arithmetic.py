@@ -116,17 +116,22 @@ class Spread:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """Where an output plane lies between two planes of logits.
+    """Where an output plane lies between two planes of logits, and how its voxels are mixed from theirs.
 
     Attributes
     ----------
     weight
         0 to 1, of `high`; at 0 both planes may be one.
+    halved
+        Whether interpolated logits are rounded to float16, as nnU-Net's default resampling stores them.
     """
 
     low: LogitPlane
     high: LogitPlane
     weight: float
+    rows: Taps
+    columns: Taps
+    halved: bool
 
 
 class Arithmetic(Protocol):
@@ -139,7 +144,7 @@ class Arithmetic(Protocol):
         """
         ...
 
-    def shared_labels(self, cell: Cell, mixes: bool, mixes_rows: bool, mixes_columns: bool) -> torch.Tensor:
+    def shared_labels(self, cell: Cell) -> torch.Tensor:
         """int16, (H, W): the label that all corners share of the cell above each voxel, or -1."""
         ...
 
@@ -147,8 +152,12 @@ class Arithmetic(Protocol):
         """int16, (H', W'): the label of which all members are sure, or -1; and int64, (N,): the flat places of -1."""
         ...
 
-    def interpolate(self, cell: Cell, rows: Taps, columns: Taps, at: torch.Tensor, halved: bool) -> torch.Tensor:
+    def interpolate(self, cell: Cell, at: torch.Tensor) -> torch.Tensor:
         """float32, (C, N): all classes at N voxels, by their places int64 in the flat output plane."""
+        ...
+
+    def decide(self, cell: Cell, at: torch.Tensor, rule: Rule) -> torch.Tensor:
+        """int16, (N,): the labels of the same voxels by one network alone."""
         ...
 
 
@@ -177,11 +186,11 @@ class HostArithmetic:
             most = self._banded(kernels.finish_classes, len(label), *arrays, label.numpy())
         return LogitPlane(sums, label), float(np.max(most))  # numpy's max keeps NaN
 
-    def shared_labels(self, cell: Cell, mixes: bool, mixes_rows: bool, mixes_columns: bool) -> torch.Tensor:
+    def shared_labels(self, cell: Cell) -> torch.Tensor:
         """Compare eight labels."""
-        low, high = cell.low.label, (cell.high if mixes else cell.low).label
+        low, high = cell.low.label, (cell.high if cell.weight > 0 else cell.low).label
         cells = torch.empty_like(low)
-        arrays = low.numpy(), high.numpy(), mixes_rows, mixes_columns, cells.numpy()
+        arrays = low.numpy(), high.numpy(), cell.rows.mixes, cell.columns.mixes, cells.numpy()
         self._banded(kernels.shared_labels, len(low), *arrays)
         return cells
 
@@ -194,13 +203,21 @@ class HostArithmetic:
             self._banded(kernel, size[0], each.cells.numpy(), each.rows.low, each.columns.low, out.numpy())
         return out, torch.from_numpy(np.concatenate(self._banded(kernels.unsure, size[0], out.numpy())))
 
-    def interpolate(self, cell: Cell, rows: Taps, columns: Taps, at: torch.Tensor, halved: bool) -> torch.Tensor:
-        """Class after class."""
-        ys, xs = np.divmod(at.numpy(), len(columns.low))
+    def interpolate(self, cell: Cell, at: torch.Tensor) -> torch.Tensor:
+        """Voxel after voxel."""
         out = torch.empty((len(cell.low.logits), len(at)))
-        planes = cell.low.logits.numpy(), cell.high.logits.numpy(), cell.weight
-        taps = rows.low, columns.low, rows.weight, columns.weight
-        self._banded(kernels.interpolate, len(at), *planes, *taps, ys, xs, halved, out.numpy(), unit=1000)
+        self._banded(kernels.interpolate, len(at), *_between(cell, at), out.numpy(), unit=100)
+        return out
+
+    def decide(self, cell: Cell, at: torch.Tensor, rule: Rule) -> torch.Tensor:
+        """The same without keeping a logit."""
+        out = torch.empty(len(at), dtype=torch.int16)
+        given = _between(cell, at)
+        if rule.region_order:
+            order = np.array(rule.region_order, dtype=np.int16)
+            self._banded(kernels.decide_regions, len(at), *given, order, out.numpy(), unit=100)
+        else:
+            self._banded(kernels.decide_classes, len(at), *given, out.numpy(), unit=100)
         return out
 
     def _banded(self, kernel: Callable[..., Any], size: int, *arguments: Any, unit: int = 1) -> list[Any]:
@@ -223,11 +240,11 @@ class DeviceArithmetic:
         logits = logits.half().float()
         return LogitPlane(logits, rule.of_logits(logits)), float(logits.abs().max())
 
-    def shared_labels(self, cell: Cell, mixes: bool, mixes_rows: bool, mixes_columns: bool) -> torch.Tensor:
+    def shared_labels(self, cell: Cell) -> torch.Tensor:
         """Compare the least and the greatest label of each cell."""
-        low, high = cell.low.label, (cell.high if mixes else cell.low).label
+        low, high = cell.low.label, (cell.high if cell.weight > 0 else cell.low).label
         least, most = torch.minimum(low, high), torch.maximum(low, high)
-        for axis, wanted in ((0, mixes_rows), (1, mixes_columns)):
+        for axis, wanted in ((0, cell.rows.mixes), (1, cell.columns.mixes)):
             if wanted:
                 least = torch.minimum(least, _next(least, axis))
                 most = torch.maximum(most, _next(most, axis))
@@ -246,9 +263,9 @@ class DeviceArithmetic:
             label = torch.where(label == other, label, torch.tensor(-1, dtype=torch.int16, device=label.device))
         return label, (label.view(-1) < 0).nonzero().squeeze(1)
 
-    def interpolate(self, cell: Cell, rows: Taps, columns: Taps, at: torch.Tensor, halved: bool) -> torch.Tensor:
+    def interpolate(self, cell: Cell, at: torch.Tensor) -> torch.Tensor:
         """Corner after corner."""
-        device, width = at.device, cell.low.logits.shape[2]
+        device, width, rows, columns = at.device, cell.low.logits.shape[2], cell.rows, cell.columns
         ys, xs = torch.div(at, len(columns.low), rounding_mode="floor"), at % len(columns.low)
         total = torch.zeros((len(cell.low.logits), len(at)), device=device)
         for (plane, wz), (row, wy), (column, wx) in product(
@@ -256,7 +273,11 @@ class DeviceArithmetic:
         ):
             values = plane.logits.flatten(1).index_select(1, row * width + column)
             total.addcmul_(values, (wz * wy * wx).float())
-        return total.half().float() if halved else total
+        return total.half().float() if cell.halved else total
+
+    def decide(self, cell: Cell, at: torch.Tensor, rule: Rule) -> torch.Tensor:
+        """Of all classes."""
+        return rule.of_logits(self.interpolate(cell, at))
 
 
 def _multiplied(matrix: torch.Tensor, sums: torch.Tensor, spare: LogitPlane | None) -> torch.Tensor:
@@ -264,6 +285,13 @@ def _multiplied(matrix: torch.Tensor, sums: torch.Tensor, spare: LogitPlane | No
     out = torch.empty((len(matrix), *sums.shape[1:])) if spare is None else spare.logits
     torch.mm(matrix, sums.flatten(1), out=out.flatten(1))
     return out
+
+
+def _between(cell: Cell, at: torch.Tensor) -> tuple[Any, ...]:
+    """What the kernels are told of voxels between two planes."""
+    planes = cell.low.logits.numpy(), cell.high.logits.numpy(), cell.weight
+    rows, columns = cell.rows, cell.columns
+    return *planes, rows.low, columns.low, rows.weight, columns.weight, at.numpy(), cell.halved
 
 
 def _corners(taps: Taps, at: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:

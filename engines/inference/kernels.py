@@ -5,6 +5,8 @@ interpreter while it runs, and the result does not depend on how bands are cut. 
 or in the user's cache where that cannot be written, so that only the first process waits for the compiler.
 """
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -46,7 +48,7 @@ def halved(value: np.float32) -> np.float32:
 
 
 @_compiled
-def finish_classes(plane, weights, bias, label, first, last):  # type: ignore[no-untyped-def]
+def finish_classes(plane, weights, bias, label, first, last):
     """Rows of a plane of sums over weights, and a bias, rounded to float16, in place; the class of the largest logit.
 
     plane float32 (C, H, W); weights float32 (H, W); bias float32 (C,); label int16 (H, W), the lowest of equal ones.
@@ -73,7 +75,7 @@ def finish_classes(plane, weights, bias, label, first, last):  # type: ignore[no
 
 
 @_compiled
-def finish_regions(plane, weights, bias, order, label, first, last):  # type: ignore[no-untyped-def]
+def finish_regions(plane, weights, bias, order, label, first, last):
     """The same for a network of regions: each paints its label of `order` (int16, (C,)) where it is likely."""
     regions, _, width = plane.shape
     most, fault = np.zeros(width, dtype=np.float32), np.zeros(width, dtype=np.float32)
@@ -92,7 +94,7 @@ def finish_regions(plane, weights, bias, order, label, first, last):  # type: ig
 
 
 @_compiled
-def shared_labels(low, high, mixes_y, mixes_x, cells, first, last):  # type: ignore[no-untyped-def]
+def shared_labels(low, high, mixes_y, mixes_x, cells, first, last):
     """Rows of the label that all corners of a cell share, or -1.
 
     low, high int16 (H, W): the labels of the planes below and above, the same where depth does not mix; cells int16
@@ -117,7 +119,7 @@ def shared_labels(low, high, mixes_y, mixes_x, cells, first, last):  # type: ign
 
 
 @_compiled
-def spread(cells, rows, columns, out, first, last):  # type: ignore[no-untyped-def]
+def spread(cells, rows, columns, out, first, last):
     """Rows of the output plane, int16 (H', W'): the cell above each voxel, by indices int64 (H',) and (W',)."""
     for y in range(first, last):
         row = cells[rows[y]]
@@ -126,7 +128,7 @@ def spread(cells, rows, columns, out, first, last):  # type: ignore[no-untyped-d
 
 
 @_compiled
-def agree(cells, rows, columns, out, first, last):  # type: ignore[no-untyped-def]
+def agree(cells, rows, columns, out, first, last):
     """The same for a further network: -1 where it says otherwise than those before."""
     for y in range(first, last):
         row = cells[rows[y]]
@@ -136,7 +138,7 @@ def agree(cells, rows, columns, out, first, last):  # type: ignore[no-untyped-de
 
 
 @_compiled
-def unsure(label, first, last):  # type: ignore[no-untyped-def]
+def unsure(label, first, last):
     """The flat places of -1 in rows of an output plane, int64 (N,)."""
     width = label.shape[1]
     places = np.empty((last - first) * width, dtype=np.int64)
@@ -149,27 +151,78 @@ def unsure(label, first, last):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def interpolate(low, high, weight_z, taps_y, taps_x, weight_y, weight_x, ys, xs, half, out, first, last):  # type: ignore[no-untyped-def]
+def mixed(low, high, k, weights, corners):
+    """One class between eight voxels: weights float32 (8,), corners int64 (4,): two rows, two columns."""
+    y0, y1, x0, x1 = corners
+    value = low[k, y0, x0] * weights[0]
+    value += low[k, y0, x1] * weights[1]
+    value += low[k, y1, x0] * weights[2]
+    value += low[k, y1, x1] * weights[3]
+    if weights[4] + weights[5] + weights[6] + weights[7] > _ZERO:
+        value += high[k, y0, x0] * weights[4]
+        value += high[k, y0, x1] * weights[5]
+        value += high[k, y1, x0] * weights[6]
+        value += high[k, y1, x1] * weights[7]
+    return value
+
+
+@_compiled
+def cell_of(n, at, width, height, weight_z, rows, weight_y, columns, weight_x):
+    """The corners and weights of the cell that a voxel of the output plane lies in, as `mixed` takes them."""
+    y, x = at[n] // len(columns), at[n] % len(columns)
+    y0, x0, wy, wx = rows[y], columns[x], weight_y[y], weight_x[x]
+    corners = (y0, min(y0 + 1, height - 1), x0, min(x0 + 1, width - 1))
+    weights = (
+        np.float32((1.0 - weight_z) * (1.0 - wy) * (1.0 - wx)),
+        np.float32((1.0 - weight_z) * (1.0 - wy) * wx),
+        np.float32((1.0 - weight_z) * wy * (1.0 - wx)),
+        np.float32((1.0 - weight_z) * wy * wx),
+        np.float32(weight_z * (1.0 - wy) * (1.0 - wx)),
+        np.float32(weight_z * (1.0 - wy) * wx),
+        np.float32(weight_z * wy * (1.0 - wx)),
+        np.float32(weight_z * wy * wx),
+    )
+    return corners, weights
+
+
+@_compiled
+def interpolate(low, high, weight_z, rows, columns, weight_y, weight_x, at, half, out, first, last):
     """Every class at voxels `first` to `last` of an output plane.
 
-    low, high float32 (C, H, W); taps int64 and weights float64 of each row and column; ys, xs int64 (N,); out float32
-    (C, N). half: whether values are rounded to float16.
+    low, high float32 (C, H, W); rows, columns int64, and weights float64 of each; at int64 (N,): flat places in the
+    output plane; out float32 (C, N). half: whether values are rounded to float16.
     """
     classes, height, width = low.shape
-    for k in range(classes):
-        for n in range(first, last):
-            y, x = ys[n], xs[n]
-            y0, x0 = taps_y[y], taps_x[x]
-            y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
-            wy, wx = weight_y[y], weight_x[x]
-            wz = weight_z
-            value = low[k, y0, x0] * np.float32((1.0 - wz) * (1.0 - wy) * (1.0 - wx))
-            value += low[k, y0, x1] * np.float32((1.0 - wz) * (1.0 - wy) * wx)
-            value += low[k, y1, x0] * np.float32((1.0 - wz) * wy * (1.0 - wx))
-            value += low[k, y1, x1] * np.float32((1.0 - wz) * wy * wx)
-            if wz > 0.0:
-                value += high[k, y0, x0] * np.float32(wz * (1.0 - wy) * (1.0 - wx))
-                value += high[k, y0, x1] * np.float32(wz * (1.0 - wy) * wx)
-                value += high[k, y1, x0] * np.float32(wz * wy * (1.0 - wx))
-                value += high[k, y1, x1] * np.float32(wz * wy * wx)
+    for n in range(first, last):
+        corners, weights = cell_of(n, at, width, height, weight_z, rows, weight_y, columns, weight_x)
+        for k in range(classes):
+            value = mixed(low, high, k, weights, corners)
             out[k, n] = halved(value) if half else value
+
+
+@_compiled
+def decide_classes(low, high, weight_z, rows, columns, weight_y, weight_x, at, half, out, first, last):
+    """The class of the largest interpolated logit, the lowest of equal ones; out int16 (N,), the rest as above."""
+    classes, height, width = low.shape
+    for n in range(first, last):
+        corners, weights = cell_of(n, at, width, height, weight_z, rows, weight_y, columns, weight_x)
+        best, label = _ZERO, 0
+        for k in range(classes):
+            value = mixed(low, high, k, weights, corners)
+            value = halved(value) if half else value
+            if k == 0 or value > best:
+                best, label = value, k
+        out[n] = label
+
+
+@_compiled
+def decide_regions(low, high, weight_z, rows, columns, weight_y, weight_x, at, half, order, out, first, last):
+    """The same for a network of regions: the label of `order` that the last likely one paints."""
+    regions, height, width = low.shape
+    for n in range(first, last):
+        corners, weights = cell_of(n, at, width, height, weight_z, rows, weight_y, columns, weight_x)
+        out[n] = 0
+        for k in range(regions):
+            value = mixed(low, high, k, weights, corners)
+            if (halved(value) if half else value) > LIKELY:
+                out[n] = order[k]

@@ -100,17 +100,23 @@ class _Reader:
         first = self.high if low == self.at else self.low
         if first is None or self.high is None:
             raise RuntimeError(f"plane {low} was passed over on the way to {self.at}")
-        self.cell = Cell(first, self.high, weight)
+        rows, columns = self.source.taps[1:]
+        self.cell = Cell(first, self.high, weight, rows, columns, self.source.halved)
         if self.spread is None or self.between != (low, weight > 0):
-            rows, columns = self.source.taps[1:]
-            cells = self.arithmetic.shared_labels(self.cell, weight > 0, rows.mixes, columns.mixes)
+            cells = self.arithmetic.shared_labels(self.cell)
             self.spread, self.between = Spread(cells, rows, columns), (low, weight > 0)
+
+    def decided(self, at: torch.Tensor) -> torch.Tensor:
+        """int16, (N,): the labels at places of the flat output plane, by this member alone."""
+        if self.cell is None:
+            raise RuntimeError("no plane was read yet")
+        return self.arithmetic.decide(self.cell, at, self.rule)
 
     def logits(self, at: torch.Tensor) -> torch.Tensor:
         """float32, (C, N) at places of the flat output plane."""
         if self.cell is None:
             raise RuntimeError("no plane was read yet")
-        return self.arithmetic.interpolate(self.cell, *self.source.taps[1:], at, self.source.halved)
+        return self.arithmetic.interpolate(self.cell, at)
 
     def _next(self, spare: LogitPlane | None) -> LogitPlane:
         head = self.source.head
@@ -138,15 +144,14 @@ def _label_plane(readers: Sequence[_Reader], rule: Rule, arithmetic: Arithmetic)
     """int16, (H, W): where all members are sure of one label, that; elsewhere all classes decide."""
     label, unsure = arithmetic.labels([reader.spread for reader in readers if reader.spread is not None])
     if len(unsure):
-        label.view(-1)[unsure] = _decided([reader.logits(unsure) for reader in readers], rule)
+        alone = len(readers) == 1
+        label.view(-1)[unsure] = readers[0].decided(unsure) if alone else _by_mean(readers, rule, unsure)
     return label
 
 
-def _decided(logits: Sequence[torch.Tensor], rule: Rule) -> torch.Tensor:
-    """int16, (N,): of one member's logits (C, N), or of several members' mean probabilities."""
-    if len(logits) == 1:
-        return rule.of_logits(logits[0])
-    total = rule.probabilities(logits[0])
-    for values in logits[1:]:
-        total += rule.probabilities(values)
-    return rule.of_probabilities(total / len(logits))
+def _by_mean(readers: Sequence[_Reader], rule: Rule, at: torch.Tensor) -> torch.Tensor:
+    """int16, (N,): by the mean of the members' probabilities."""
+    total = rule.probabilities(readers[0].logits(at))
+    for reader in readers[1:]:
+        total += rule.probabilities(reader.logits(at))
+    return rule.of_probabilities(total / len(readers))

@@ -114,7 +114,6 @@ class Segmenter:
         """
         channels = (images,) if isinstance(images, Volume) else tuple(images)
         _check(channels, self.bundle)
-        torch.set_num_threads(self._placement.threads)
         case = Case(channels, self.bundle, Clock(), progress, self._placement.device)
         labels: dict[str, NDArray[np.integer]] = {}
         try:
@@ -157,6 +156,7 @@ class Segmenter:
     ) -> NDArray[np.integer]:
         """The labels of members together, in the frame of the networks, (D, H, W)."""
         plan = members[0].member.plan
+        torch.set_num_threads(self._placement.threads)
         with case.clock.stage("preprocess"):
             inputs = [case.network_input(each, earlier) for each in members]
         ways = [
@@ -167,6 +167,8 @@ class Segmenter:
         on_host = all(way.device == "cpu" for way in ways)
         arithmetic: Arithmetic = self._host if on_host else DeviceArithmetic()
         sources = [self._source(each, seen, way, case) for each, seen, way in zip(members, inputs, ways, strict=True)]
+        # Where another library computes the next patch meanwhile, threads of torch would only wait for each other.
+        torch.set_num_threads(self._placement.threads if self.engine.backend == "torch" else 1)
         with case.clock.stage("labels"), torch.inference_mode():
             kept = label_volume(sources, Rule(plan.region_order), arithmetic, max(plan.labels))
             return inputs[0].uncropped(kept)

@@ -151,7 +151,8 @@ def _along_separate(image: torch.Tensor, axis: int, resampling: Resampling, out:
     n_in, n_out = image.shape[axis], out.shape[axis]
     if resampling.order_z == 0:
         nearest = _nearest(n_in, n_out, single=resampling.function == "resample_torch_fornnunet")
-        torch.index_select(image, axis, torch.from_numpy(nearest.low).to(image.device), out=out)
+        for plane, index in enumerate(nearest.low.tolist()):
+            out.select(axis, plane).copy_(image.select(axis, index))
         return
     at = [_positions(n_in, n_out)]
     columns = [ndimage.map_coordinates(c, at, order=resampling.order_z, mode="nearest") for c in np.eye(n_in)]
