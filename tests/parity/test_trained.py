@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.data, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
 # A minute of training leaves broad rims on which the network is in two minds. What eight bits make of those is the
-# certificate's to judge, model by model (0.996 of Dice on one such network, 0.963 on another): here they must only be near.
+# certificate's to judge, model by model (Dice 0.996 of one such network, 0.963 of another): here they must be near.
 LIMITS = {
     "torch float32": REFERENCE_LIMITS,
     "openvino float32": ENGINE_LIMITS,
