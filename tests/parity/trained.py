@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from engines.training.budget import Budget
@@ -92,11 +93,11 @@ TRAININGS = {
             },
         ),
         budget=Budget(
-            epochs=4,
-            iterations_per_epoch=50,
+            epochs=6,
+            iterations_per_epoch=60,
             validation_iterations=1,
             adam_rate=1e-2,
-            foreground_share=1.0,
+            foreground_share=0.75,
             mirror=False,
             augment=False,
         ),
@@ -116,6 +117,7 @@ def main() -> None:
     prepare(training.experiment, split_of(training, data), work, processes=1)
     # No processes of its own for what takes a minute; planning needs one.
     os.environ |= {"nnUNet_n_proc_DA": "0"}
+    np.random.seed(0)
     torch.set_num_threads(1)  # threads that wait for each other crawl on a busy machine
     print(train(training.experiment, work, [training.budget]))
 

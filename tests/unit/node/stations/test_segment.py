@@ -60,7 +60,7 @@ class Segmenter:
     """The small interface of an open model; it labels what is bright, or fails as it is told."""
 
     bundle = BUNDLE
-    waits = False
+    waits = True
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
