@@ -74,11 +74,14 @@ def test_what_the_configuration_asks_for(settings: Make, tmp_path: Path) -> None
     assert asked.limits == Limits(0.99, 2.0)
     assert asked.site == tmp_path / "data" / "engines"
     assert (placement(made).device, placement(made).threads) == ("cpu", 1)
+    assert placement(made).cache == tmp_path / "data" / "engines"
     assert policy(settings()).engines == ()
 
 
 def test_without_a_data_folder_nothing_is_kept(tmp_path: Path) -> None:
-    assert policy(parse_settings("", tmp_path / "node.toml")).site is None
+    nowhere = parse_settings("", tmp_path / "node.toml")
+    assert policy(nowhere).site is None
+    assert placement(nowhere).cache is None
 
 
 def test_the_phantom_certifies_an_engine_when_it_is_opened(settings: Make, phantom: Bundle, tmp_path: Path) -> None:
