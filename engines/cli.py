@@ -407,15 +407,19 @@ def _segment(arguments: argparse.Namespace) -> int:
 
 def _opened(bundle: Bundle, arguments: argparse.Namespace) -> Any:
     """A segmenter with the engine that was named, or the fastest that is certified."""
-    from engines.backends.base import Engine, Placement
+    from engines.backends.base import REFERENCE, Engine, Placement
+    from engines.backends.cards import cautions
     from engines.inference.choice import Policy
     from engines.inference.fastest import open_fastest
     from engines.inference.segmenter import Segmenter, device_of, usable_threads
+    from engines.inference.trial import device_name
 
     placement = Placement(device_of(arguments.device), arguments.threads or usable_threads())
-    if arguments.engine is None:
-        return open_fastest(bundle, Policy(), placement)
-    return Segmenter.open(bundle, Engine.parse(arguments.engine), placement)
+    engine = None if arguments.engine is None else Engine.parse(arguments.engine)
+    if placement.device != "cpu":
+        for caution in cautions({(engine or REFERENCE).backend}, device_name(placement.device)):
+            _say(str(caution))
+    return open_fastest(bundle, Policy(), placement) if engine is None else Segmenter.open(bundle, engine, placement)
 
 
 def _export(arguments: argparse.Namespace) -> int:

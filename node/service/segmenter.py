@@ -15,6 +15,7 @@ from node.config import Settings, software_version
 from node.domain.work import Station
 from node.monitor.http import Check, Health
 from node.monitor.metrics import Role
+from node.service.cards import cautions_of
 from node.service.engines import open_model, placement, policy
 from node.service.house import House, result_style
 from node.service.process import Process, leave
@@ -32,6 +33,8 @@ def run(settings: Settings) -> NoReturn:
     """Segment until told to stop, then end the process."""
     process = Process(settings, Role.SEGMENTER)
     with process.running(), House.open(settings) as house:
+        for caution in cautions_of(settings):
+            _log.warning("path_never_ran", extra={"reason": str(caution)})
         builder = Builder(_built)
         models = Models(house.bundles, lambda bundle: _opened(bundle, settings, builder))
         leases = Leases(house.journal, dict.fromkeys(Station, _BUDGET_S), lambda: process.beat(house.journal))
