@@ -170,7 +170,11 @@ def test_what_is_built_is_found_again(
     monkeypatch.setattr(module, "_card", lambda _: Card("89", "13000"))
     weights, placement = random_weights(plan), Placement("cuda", precision="float16", cache=tmp_path)
     assert not TensorRtBackend.is_built(plan, weights, placement)
+    older, form = Library("tensorrt_rtx", SimpleNamespace(__version__="0.9.0.1")), GraphForm("float16", batch=1)
+    old = engine_path(tmp_path, older, Card("89", "13000"), form, network_digest(plan, weights))
+    old.write_bytes(b"of another version")
     TensorRtBackend.build(plan, weights, placement)
+    assert not old.exists()
     assert TensorRtBackend.is_built(plan, weights, placement)
     assert len(list(tmp_path.glob("*.engine"))) == 1
     for other in (replace(placement, precision="float32"), replace(placement, batch=2), replace(placement, cache=None)):
