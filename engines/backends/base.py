@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, Self, cast, get_args
+from typing import Literal, Protocol, Self, cast, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -136,4 +136,25 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give back what the device holds."""
+        ...
+
+
+@runtime_checkable
+class Compiler(Protocol):
+    """A backend class whose networks are compiled for the device, and kept, before they can be opened at once."""
+
+    def is_built(self, plan: Plan, weights: Weights, placement: Placement) -> bool:
+        """Whether the placement's folder holds this network as this device and library need it."""
+        ...
+
+    def build(self, plan: Plan, weights: Weights, placement: Placement) -> None:
+        """Compile the network and keep it, which takes from seconds to minutes. Releases the interpreter meanwhile.
+
+        Raises
+        ------
+        BackendUnavailable
+            Where the machine cannot run it, the library refuses it, or there is no folder to keep it in.
+        OutOfDeviceMemory
+            Where the device has no room to build it.
+        """
         ...

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
@@ -21,6 +24,7 @@ from engines.backends.tensorrt_engine import (
     keep,
     logger_of,
     network_digest,
+    remove_superseded,
     timing_path,
 )
 from engines.errors import BackendUnavailable, OutOfDeviceMemory
@@ -38,14 +42,14 @@ class TensorRtBackend:
         self.version, self.precision = library.version, placement.precision
         self._target = torch.device(placement.device)
         self.device = torch.cuda.get_device_name(self._target)
-        form = GraphForm(cast(GraphPrecision, placement.precision), "float32", placement.batch, placement.answer)
+        order = _Order(library, plan, weights, placement)
         kind, shape = _TYPES[placement.precision], (placement.batch, plan.inputs, *plan.patch_size)
         outputs = plan.outputs if placement.answer == "logits" else plan.architecture.features[0]
         with torch.cuda.device(self._target):
-            self._run: _Run | None = _Run(library, self._engine(library, plan, weights, form, placement))
+            self._run: _Run | None = _Run(library, order.engine)
             self._images = torch.zeros(shape, dtype=kind, device=self._target)
             answer = torch.empty((placement.batch, outputs, *plan.patch_size), dtype=kind, device=self._target)
-            self._compute = self._run.bound(self._images, answer, form.answer)
+            self._compute = self._run.bound(self._images, answer, order.form.answer)
 
     @classmethod
     def is_available(cls, device: str, precision: Precision = "float32") -> Availability:
@@ -60,14 +64,26 @@ class TensorRtBackend:
         return Availability(library is not None, f"{reason} on {torch.cuda.get_device_name(device)}")
 
     @classmethod
+    def is_built(cls, plan: Plan, weights: Weights, placement: Placement) -> bool:
+        """Whether the cache folder holds the engine for this card, library and driver."""
+        path = _Order(_library(placement), plan, weights, placement).path
+        return path is not None and path.is_file()
+
+    @classmethod
+    def build(cls, plan: Plan, weights: Weights, placement: Placement) -> None:
+        """Build the engine and keep it; where a card serves meanwhile, what the builder measures on it is rougher."""
+        order = _Order(_library(placement), plan, weights, placement)
+        if order.path is None:
+            raise BackendUnavailable("tensorrt: there is no folder to keep an engine in")
+        try:
+            order.engine(anew=True)
+        except torch.OutOfMemoryError as error:
+            raise OutOfDeviceMemory(f"{placement.device}: no room to build an engine") from error
+
+    @classmethod
     def open(cls, plan: Plan, weights: Weights, placement: Placement) -> Self:
         """Take the engine from the cache folder, or build it, which takes from seconds to minutes."""
-        availability = cls.is_available(placement.device, placement.precision)
-        if not availability.available:
-            raise BackendUnavailable(f"tensorrt: {availability.reason}")
-        library, reason = _library_for(_card(placement.device))
-        if library is None:
-            raise BackendUnavailable(f"tensorrt: {reason}")
+        library = _library(placement)
         try:
             return cls(plan, weights, placement, library)
         except torch.OutOfMemoryError as error:
@@ -86,22 +102,40 @@ class TensorRtBackend:
             del self._compute, self._images
             torch.cuda.empty_cache()
 
-    def _engine(
-        self, library: Library, plan: Plan, weights: Weights, form: GraphForm, placement: Placement
-    ) -> Callable[[bool], bytes]:
-        """The engine's bytes; called with True, built again although the cache has one."""
-        card, folder = _card(placement.device), placement.cache
 
-        def engine(anew: bool) -> bytes:
-            if folder is None:
-                return build(library, plan, weights, form, card=card)
-            path = engine_path(folder, library, card, form, network_digest(plan, weights))
-            if anew or not path.is_file():
-                timing = timing_path(folder, library, card)
-                keep(path, build(library, plan, weights, form, card=card, timing=timing))
-            return path.read_bytes()
+@dataclass(frozen=True, eq=False)
+class _Order:
+    """One network as it shall be built, and where that is kept."""
 
-        return engine
+    library: Library
+    plan: Plan
+    weights: Weights
+    placement: Placement
+
+    @property
+    def form(self) -> GraphForm:
+        """As a graph, of a fixed batch; instance norms in float32."""
+        told = self.placement
+        return GraphForm(cast(GraphPrecision, told.precision), "float32", told.batch, told.answer)
+
+    @cached_property
+    def path(self) -> Path | None:
+        """The engine's file; None where nothing is kept."""
+        if (folder := self.placement.cache) is None:
+            return None
+        digest = network_digest(self.plan, self.weights)
+        return engine_path(folder, self.library, _card(self.placement.device), self.form, digest)
+
+    def engine(self, anew: bool) -> bytes:
+        """The engine's bytes; with `anew`, built again although the folder has one."""
+        card = _card(self.placement.device)
+        if self.path is None:
+            return build(self.library, self.plan, self.weights, self.form, card=card)
+        if anew or not self.path.is_file():
+            timing = timing_path(self.path.parent, self.library, card)
+            keep(self.path, build(self.library, self.plan, self.weights, self.form, card=card, timing=timing))
+            remove_superseded(self.path)
+        return self.path.read_bytes()
 
 
 class _Run:
@@ -157,6 +191,17 @@ def _card(device: str) -> Card:
     version = ctypes.c_int()
     ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
     return Card(f"{major}{minor}", str(version.value))
+
+
+def _library(placement: Placement) -> Library:
+    """What serves the placement's card; raises BackendUnavailable where nothing does."""
+    found = TensorRtBackend.is_available(placement.device, placement.precision)
+    if not found.available:
+        raise BackendUnavailable(f"tensorrt: {found.reason}")
+    library, reason = _library_for(_card(placement.device))
+    if library is None:
+        raise BackendUnavailable(f"tensorrt: {reason}")
+    return library
 
 
 def _library_for(card: Card) -> tuple[Library | None, str]:

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,12 @@ from engines.model.plan import Plan
 LibraryName = Literal["tensorrt", "tensorrt_rtx"]
 LIBRARIES: tuple[LibraryName, ...] = ("tensorrt", "tensorrt_rtx")
 """In order: where both are installed, the one that measures its choices on the card itself."""
+
+
+_ENGINE_NAME = re.compile(
+    r"(?P<digest>[0-9a-f]{32})-float(16|32)-norms-float(16|32)-(logits|features)-batch-\d+"
+    r"-(?P<library>tensorrt|tensorrt_rtx)-(?P<version>[\w.+]+)-sm(?P<capability>\d+)-driver-(?P<driver>\d+)\.engine"
+)
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,26 @@ def engine_path(folder: Path, library: Library, card: Card, form: GraphForm, dig
     kind = f"{digest[:32]}-{form.precision}-norms-{form.norms}-{form.answer}-batch-{form.batch}"
     made = f"{library.version.replace(' ', '-')}-sm{card.capability}-driver-{card.driver}"
     return folder / f"{kind}-{made}.engine"
+
+
+def remove_superseded(path: Path) -> None:
+    """Delete engines of the same network, library and kind of card for another version or driver: none is read again.
+
+    Parameters
+    ----------
+    path
+        The engine that was just written. What does not bear a name of `engine_path`'s is let alone.
+    """
+    own = _ENGINE_NAME.fullmatch(path.name)
+    if own is None:
+        return
+    for other in path.parent.iterdir():
+        found = _ENGINE_NAME.fullmatch(other.name)
+        if found is None or other.is_symlink() or not other.is_file():
+            continue
+        alike = all(found[part] == own[part] for part in ("digest", "library", "capability"))
+        if alike and (found["version"], found["driver"]) != (own["version"], own["driver"]):
+            other.unlink(missing_ok=True)
 
 
 def timing_path(folder: Path, library: Library, card: Card) -> Path:

@@ -2,6 +2,7 @@
 
 An engine without a certificate for this bundle, library and device is held against torch in float32: on the volumes
 that lie beside the bundle when it is opened, else on the next volume that was segmented here, once that is served.
+An engine that must be built first is left out until it is: that happens in the background, while another one serves.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Protocol, Self
 
 from engines.backends.base import REFERENCE, Engine, Placement
 from engines.errors import BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
+from engines.inference.building import Build, Builder, is_built
 from engines.inference.cases import find_cases, only_or_all
 from engines.inference.choice import Candidate, Policy, candidates, decide, standing, waiting
 from engines.inference.estimate import Estimate
@@ -37,9 +39,18 @@ class OpenEngine(Protocol):
 
 
 def open_fastest(
-    bundle: Bundle, policy: Policy, placement: Placement, open_engine: OpenEngine | None = None
+    bundle: Bundle,
+    policy: Policy,
+    placement: Placement,
+    open_engine: OpenEngine | None = None,
+    builder: Builder | None = None,
 ) -> FastestSegmenter:
     """Open a bundle with the fastest engine that may serve.
+
+    Parameters
+    ----------
+    builder
+        Builds what must be built, in the background; None: only what is built already is considered.
 
     Raises
     ------
@@ -50,7 +61,7 @@ def open_fastest(
     UnsuitableVolume
         Where a volume that lies beside the bundle cannot be read.
     """
-    chosen = FastestSegmenter(bundle, policy, placement, open_engine or Segmenter.open)
+    chosen = FastestSegmenter(bundle, policy, placement, open_engine or Segmenter.open, builder)
     chosen.start()
     return chosen
 
@@ -61,12 +72,20 @@ class FastestSegmenter:
     One volume at a time; not to be called from two threads at once. A context manager.
     """
 
-    def __init__(self, bundle: Bundle, policy: Policy, placement: Placement, open_engine: OpenEngine) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        policy: Policy,
+        placement: Placement,
+        open_engine: OpenEngine,
+        builder: Builder | None = None,
+    ) -> None:
         self.bundle = bundle
         self._policy, self._placement, self._open_engine = policy, placement, open_engine
-        self._limits = policy.limits
+        self._limits, self._builder = policy.limits, builder
         self._found = candidates(bundle, policy, placement)
         self._serving: tuple[Engine, OpenSegmenter] | None = None
+        self._builds: tuple[tuple[Candidate, Build], ...] = ()
         self._tries = _FRUITLESS
 
     @property
@@ -81,15 +100,16 @@ class FastestSegmenter:
 
     @property
     def waits(self) -> bool:
-        """Whether `learn` would try something."""
-        return self._tries > 0 and bool(waiting(self._found))
+        """Whether `learn` would try something, or take in what was built."""
+        return any(build.ended for _, build in self._builds) or (self._tries > 0 and bool(waiting(self._found)))
 
     def start(self) -> None:
-        """Measure what was never measured here, certify on the volumes beside the bundle, open the fastest.
+        """Begin to build, measure what never was here, certify on the volumes beside the bundle, open the fastest.
 
         Where nothing is kept nothing is measured, as each start would do it again: the first that may serve is taken.
         """
-        if self._policy.site is not None and sum(each.usable for each in self._found) > 1:
+        self._found = tuple(self._built_first(each) for each in self._found)
+        if self._policy.site is not None and sum(each.usable for each in self._found) + len(self._builds) > 1:
             self._found = tuple(self._measured(each) for each in self._found)
         folder = parity_folder(self.bundle.folder)
         if waiting(self._found) and folder.is_dir():
@@ -118,7 +138,8 @@ class FastestSegmenter:
     def learn(self, volume: Volume | Sequence[Volume], result: Segmentation) -> tuple[Certificate, ...]:
         """Hold engines that wait for a certificate against the reference, on a volume that has been served.
 
-        Fastest first; the first that passes serves from now on. Nothing of the volume is kept but a digest.
+        What was built meanwhile is measured first. Fastest first; the first that passes serves from now on. Nothing of
+        the volume is kept but a digest.
 
         Parameters
         ----------
@@ -134,6 +155,7 @@ class FastestSegmenter:
         BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
             Where it could not be tried, or the certificate cannot be kept. What served goes on serving.
         """
+        self._take_in()
         if not self.waits:
             return ()
         volumes = (volume,) if isinstance(volume, Volume) else tuple(volume)
@@ -159,6 +181,28 @@ class FastestSegmenter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _built_first(self, candidate: Candidate) -> Candidate:
+        """The same; left out where it must be built first, which begins now."""
+        if not candidate.usable or is_built(self.bundle, candidate.engine, self._placement):
+            return candidate
+        if self._builder is None or self._placement.cache is None:
+            return replace(candidate, usable=False, reason="not built yet: only a running node builds beside its work")
+        self._builds += ((candidate, self._builder.begin(self.bundle, candidate.engine, self._placement)),)
+        return replace(candidate, usable=False, reason="is being built")
+
+    def _take_in(self) -> None:
+        """What was built by now is measured; one that has its certificate already serves where it is the fastest."""
+        ended = tuple(each for each in self._builds if each[1].ended)
+        if not ended:
+            return
+        self._builds = tuple(each for each in self._builds if each not in ended)
+        for candidate, build in ended:
+            left_out = replace(candidate, usable=False, reason=build.fault)
+            known = left_out if build.fault else self._measured(candidate)
+            self._found = tuple(known if each.engine == known.engine else each for each in self._found)
+        self._tries = _FRUITLESS
+        self._open_decided()
 
     def _answered(self, images: Sequence[tuple[Volume, ...]]) -> list[Answered]:
         """What the reference says of volumes."""

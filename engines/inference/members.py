@@ -73,9 +73,6 @@ class OpenMember:
 def open_member(member: Member, engine: Engine, placement: Placement) -> OpenMember:
     """Open every fold, and let the first pass the member's self-test.
 
-    Features are summed instead of logits where they are fewer: the head is one matrix, and sums are linear. The
-    reference sums as nnU-Net does, whose float16 rounds what it was to be compared in.
-
     Raises
     ------
     BackendUnavailable
@@ -84,8 +81,7 @@ def open_member(member: Member, engine: Engine, placement: Placement) -> OpenMem
         Where the weights do not fit the plan.
     """
     plan, weights = member.plan, [member.weights(fold) for fold in member.folds]
-    fewer = plan.architecture.features[0] * len(weights) < plan.outputs
-    answer: Answer = "features" if fewer and engine != REFERENCE else "logits"
+    answer = answer_of(member, engine)
     networks: list[Backend] = []
     try:
         for tensors in weights:
@@ -95,6 +91,16 @@ def open_member(member: Member, engine: Engine, placement: Placement) -> OpenMem
     except BaseException:
         _close(networks)
         raise
+
+
+def answer_of(member: Member, engine: Engine) -> Answer:
+    """What an engine is asked for: features instead of logits where they are fewer.
+
+    The head is one matrix, and sums are linear. The reference sums as nnU-Net does, whose float16 rounds what it was to
+    be compared in.
+    """
+    fewer = member.plan.architecture.features[0] * len(member.folds) < member.plan.outputs
+    return "features" if fewer and engine != REFERENCE else "logits"
 
 
 def close_members(members: Iterable[OpenMember]) -> None:

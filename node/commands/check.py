@@ -28,6 +28,7 @@ from node.domain.history import RefusedPeer, RoleRecord
 from node.domain.job import Destination
 from node.domain.variants import PDF_CLASS, SEG_CLASSES, SR_CLASSES
 from node.errors import ConfigError, PermanentlyRefused, Transient
+from node.service.cards import cautions_of
 from node.service.house import enabled_bundles, segments_of, uncoded_labels
 from node.service.process import executor_id, runs
 from node.store.journal import Journal
@@ -161,6 +162,8 @@ def _models(settings: Settings) -> Iterator[Remark]:
         return
     for bundle in bundles.values():
         yield _model(settings, bundle, set(segments))
+    for caution in cautions_of(settings):
+        yield _warn("engines", caution.text, caution.mend)
     for rule in settings.rule:
         if rule.model not in bundles:
             known = ", ".join(sorted(bundles)) or "none"

@@ -35,6 +35,8 @@ def installed_engines(settings: Settings) -> tuple[InstalledEngine, ...]:
 
 def _installed(engine: str) -> InstalledEngine:
     package = engine.partition(" ")[0]
+    if package == "tensorrt":
+        return InstalledEngine(engine, False, 'tensorrt serves NVIDIA cards only: set segmenter.device = "cuda"')
     if find_spec(package) is None:
         return InstalledEngine(engine, False, f"the package {package} is not installed")
     said = f"{package} {version(package)} is installed, `hilum models --test` tries it"

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from engines.backends.cards import CARD_PATHS, CardPath
 from engines.errors import BackendUnavailable, OutOfDeviceMemory
 from engines.inference.choice import Candidate, candidates, decide
 from engines.inference.segmenter import Segmenter
@@ -55,6 +56,8 @@ class ModelPage:
     evaluation: Mapping[str, float]
     engines: Sequence[EngineChoice]
     """In the configured order."""
+    cards: Sequence[CardPath]
+    """On which cards each way of using one has run: the same for every model."""
 
 
 def models(options: argparse.Namespace) -> int:
@@ -70,10 +73,10 @@ def models(options: argparse.Namespace) -> int:
     if options.json:
         say(document(pages))
     elif options.name is not None:
-        say(_described(pages[0]))
+        say(f"{_described(pages[0])}\n\n{_on_cards()}")
         say(f"\n{bundles[options.name].card.read_text(encoding='utf-8')}")
     else:
-        say("\n\n".join(_described(page) for page in pages) or "no models")
+        say("\n\n".join((*(_described(page) for page in pages), _on_cards())) if pages else "no models")
     return DONE if all(any(choice.taken for choice in page.engines) for page in pages) else ANSWER_IS_NO
 
 
@@ -126,6 +129,7 @@ def _page(settings: Settings, bundle: Bundle, coded: Collection[str], *, test: b
         training_data=bundle.training_data,
         evaluation=bundle.evaluation,
         engines=_engines(settings, bundle, test=test),
+        cards=CARD_PATHS,
     )
 
 
@@ -144,6 +148,10 @@ def _described(page: ModelPage) -> str:
             table(("engine", "device", "", "s a patch", "reason"), rows, "  "),
         ]
     )
+
+
+def _on_cards() -> str:
+    return "\n".join(("on NVIDIA cards", *(f"  {path}" for path in CARD_PATHS)))
 
 
 def _said(choice: EngineChoice) -> str:

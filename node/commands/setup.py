@@ -68,7 +68,7 @@ def _quoted(value: str) -> str:
 
 def _make_folders(settings: Settings) -> list[Path]:
     """Data folder and its rooms, readable by their owner only: they hold patients' images."""
-    folders = [settings.node.data_dir, settings.spool_folder, settings.cache_folder]
+    folders = [settings.node.data_dir, settings.spool_folder, settings.engines_folder]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folders

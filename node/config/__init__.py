@@ -119,13 +119,8 @@ class Settings(Section):
         return self.node.data_dir / "spool"
 
     @property
-    def cache_folder(self) -> Path:
-        """Where backends keep what they compile; may be deleted at any time."""
-        return self.node.data_dir / "cache"
-
-    @property
     def engines_folder(self) -> Path:
-        """Where certificates and speeds lie that were measured on this node."""
+        """Where what backends build lies, and the certificates and speeds that were measured on this node."""
         return self.node.data_dir / "engines"
 
     @property

@@ -290,7 +290,9 @@ class SegmenterSection(Section):
         default=0.5, ge=0, le=100, description="Largest difference of a volume from torch's in float32, in per cent."
     )
     device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$", description="auto, cpu, cuda or cuda:N."
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
+        description="auto (the processor), cpu, cuda or cuda:N; no card is taken unless it is named.",
     )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads; 0: as many as the process may use.")
 

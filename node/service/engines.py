@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from engines.backends.base import Engine, Placement
+from engines.inference.building import Builder
 from engines.inference.choice import Policy
 from engines.inference.fastest import FastestSegmenter, open_fastest
 from engines.inference.segmenter import device_of, usable_threads
@@ -13,18 +15,24 @@ from engines.model.certificate import Limits
 from node.config import Settings
 
 
-def open_model(settings: Settings, bundle: Bundle) -> FastestSegmenter:
-    """A model, open with the fastest engine that may serve; raises as `open_fastest`."""
-    return open_fastest(bundle, policy(settings), placement(settings))
+def open_model(settings: Settings, bundle: Bundle, builder: Builder | None = None) -> FastestSegmenter:
+    """A model, open with the fastest engine that may serve; raises as `open_fastest`.
+
+    Parameters
+    ----------
+    builder
+        Of a process that stays: builds engines in the background.
+    """
+    return open_fastest(bundle, policy(settings), placement(settings), builder=builder)
 
 
 def policy(settings: Settings) -> Policy:
     """What may serve. Certificates and speeds are kept where there is a data folder of the node to keep them in."""
-    section, data = settings.segmenter, settings.node.data_dir
+    section = settings.segmenter
     return Policy(
         engines=tuple(Engine.parse(text) for text in section.engines),
         limits=Limits(section.certificate_dice, section.certificate_volume_percent),
-        site=settings.engines_folder if data.is_dir() and os.access(data, os.W_OK) else None,
+        site=_kept_in(settings),
     )
 
 
@@ -34,5 +42,11 @@ def placement(settings: Settings) -> Placement:
     return Placement(
         device=device_of(section.device),
         threads=section.threads or usable_threads(),
-        cache=settings.cache_folder,
+        cache=_kept_in(settings),
     )
+
+
+def _kept_in(settings: Settings) -> Path | None:
+    """The folder of engines; None where there is no data folder that this process may write in."""
+    data = settings.node.data_dir
+    return settings.engines_folder if data.is_dir() and os.access(data, os.W_OK) else None

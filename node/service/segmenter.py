@@ -7,6 +7,7 @@ from functools import partial
 from typing import NoReturn
 
 from engines.errors import BundleError
+from engines.inference.building import Builder, Built
 from engines.inference.choice import available
 from engines.inference.fastest import FastestSegmenter
 from engines.model.bundle import Bundle, load_bundle
@@ -14,6 +15,7 @@ from node.config import Settings, software_version
 from node.domain.work import Station
 from node.monitor.http import Check, Health
 from node.monitor.metrics import Role
+from node.service.cards import cautions_of
 from node.service.engines import open_model, placement, policy
 from node.service.house import House, result_style
 from node.service.process import Process, leave
@@ -31,7 +33,10 @@ def run(settings: Settings) -> NoReturn:
     """Segment until told to stop, then end the process."""
     process = Process(settings, Role.SEGMENTER)
     with process.running(), House.open(settings) as house:
-        models = Models(house.bundles, lambda bundle: _opened(bundle, settings))
+        for caution in cautions_of(settings):
+            _log.warning("path_never_ran", extra={"reason": str(caution)})
+        builder = Builder(_built)
+        models = Models(house.bundles, lambda bundle: _opened(bundle, settings, builder))
         leases = Leases(house.journal, dict.fromkeys(Station, _BUDGET_S), lambda: process.beat(house.journal))
         bench = Bench(
             journal=house.journal,
@@ -53,13 +58,22 @@ def run(settings: Settings) -> NoReturn:
     leave(0)
 
 
-def _opened(bundle: Bundle, settings: Settings) -> FastestSegmenter:
+def _opened(bundle: Bundle, settings: Settings, builder: Builder | None = None) -> FastestSegmenter:
     """Open a model, if its files are still those that its digest was taken of when this process began (RES-20)."""
     if load_bundle(bundle.folder).digest != bundle.digest:
         raise BundleError(f"{bundle.folder} was changed since this process began: restart the node")
-    opened = open_model(settings, bundle)
+    opened = open_model(settings, bundle, builder)
     _log.info("model_opened", extra={"model": bundle.name, "reason": opened.reason})
     return opened
+
+
+def _built(built: Built) -> None:
+    """Say how a build in the background ended."""
+    facts = {"model": built.model, "backend": built.engine.backend, "precision": built.engine.precision}
+    if built.fault:
+        _log.warning("engine_not_built", extra={**facts, "reason": built.fault})
+    else:
+        _log.info("engine_built", extra={**facts, "seconds": round(built.seconds, 1)})
 
 
 def _health(settings: Settings, leases: Leases) -> Health:

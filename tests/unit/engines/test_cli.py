@@ -125,6 +125,18 @@ def test_segment(
     assert '"spleen"' in (tmp_path / "labels.label.txt").read_text()
 
 
+def test_a_card_is_taken_with_a_caution(
+    make_bundle: Callable[..., Bundle], image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["segment", str(make_bundle().folder), str(image), str(tmp_path / "labels.nii.gz"), "--threads", "1"]
+    main([*arguments, "--device", "cuda"])
+    assert "torch on CUDA has never run on such a card" in capsys.readouterr().err
+    main([*arguments, "--device", "cuda", "--engine", "tensorrt float16"])
+    assert "TensorRT has never run on such a card" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert "card" not in capsys.readouterr().err
+
+
 def test_evaluate(
     make_bundle: Callable[..., Bundle], image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -346,6 +346,29 @@ def test_check_lists_decoders_models_and_disk(node: Path, capsys: pytest.Capture
     assert any(subject.startswith("model ") for subject in found)
 
 
+@pytest.mark.parametrize(
+    ("segmenter", "said"),
+    [
+        ("", []),
+        ('device = "cpu"', []),
+        ('device = "cuda"', ["torch on CUDA"]),
+        ('engines = ["tensorrt float16"]', ["TensorRT", "TensorRT-RTX"]),
+        ('device = "cuda:1"\nengines = ["tensorrt"]', ["torch on CUDA", "TensorRT", "TensorRT-RTX"]),
+    ],
+)
+def test_check_warns_of_a_way_onto_a_card_that_never_ran(
+    node: Path, capsys: pytest.CaptureFixture[str], segmenter: str, said: list[str]
+) -> None:
+    """Nobody comes to a card unasked, and who asks hears that nobody went before."""
+    capsys.readouterr()
+    node.write_text(node.read_text(encoding="utf-8").replace("[segmenter]", f"[segmenter]\n{segmenter}"), "utf-8")
+    remarks = checks(node, capsys, "--offline")[1].get("engines", [])
+    assert [each["text"] for each in remarks] == [f"{name} has never run on such a card" for name in said]
+    for each in remarks:
+        assert each["level"] == "warn"
+        assert "`hilum-models verify BUNDLE --volumes FOLDER --device cuda" in each["mend"]
+
+
 def test_check_waits_for_no_heavy_library(node: Path) -> None:
     """It runs before each start of the service, and while a person waits."""
     code = (
@@ -582,6 +605,10 @@ def test_models_are_listed_with_digest_labels_and_reasons(capsys: pytest.Capture
         assert [choice["engine"] for choice in page["engines"]][-1] == "torch float32"
         assert [choice["taken"] for choice in page["engines"]].count(True) == 1
     assert main(["models", "nothing"]) == 3
+    assert main(["models"]) == 0
+    said = out(capsys).partition("on NVIDIA cards\n")[2]
+    assert "torch on CUDA has never run on any card" in said
+    assert "TensorRT-RTX has never run on any card; without a card: engines of each shipped bundle were built" in said
 
 
 @pytest.mark.parametrize("command", [["explain", "nowhere"], ["segment", "nowhere", "--out", "x"]])

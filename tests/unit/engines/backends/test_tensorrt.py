@@ -18,7 +18,16 @@ from engines.backends import tensorrt as module
 from engines.backends.base import Placement, Precision
 from engines.backends.onnx_graph import GraphForm
 from engines.backends.tensorrt import TensorRtBackend
-from engines.backends.tensorrt_engine import Card, Library, build, engine_path, import_libraries, keep, network_digest
+from engines.backends.tensorrt_engine import (
+    Card,
+    Library,
+    build,
+    engine_path,
+    import_libraries,
+    keep,
+    network_digest,
+    remove_superseded,
+)
 from engines.backends.torch import TorchBackend
 from engines.errors import BackendUnavailable
 from engines.model.bundle import SHIPPED, load_bundle
@@ -123,6 +132,55 @@ def test_engines_are_kept_whole_and_private(tmp_path: Path) -> None:
     assert path.read_bytes() == b"second"
     assert [each.name for each in path.parent.iterdir()] == ["one.engine"]
     assert path.parent.stat().st_mode & 0o077 == 0
+
+
+def test_engines_of_other_versions_leave_when_a_new_one_is_kept(tmp_path: Path) -> None:
+    """Those of the same network, library and kind of card; whatever else lies there stays."""
+    form, card = GraphForm("float16", batch=2), Card("89", "13000")
+    older = Library("tensorrt_rtx", SimpleNamespace(__version__="0.9.0.1"))
+    new = engine_path(tmp_path, RTX, card, form, "a" * 64)
+    gone = {
+        engine_path(tmp_path, older, card, form, "a" * 64),
+        engine_path(tmp_path, older, card, replace(form, batch=1, answer="features"), "a" * 64),
+        engine_path(tmp_path, RTX, replace(card, driver="12080"), form, "a" * 64),
+    }
+    stays = {
+        new,
+        engine_path(tmp_path, RTX, card, replace(form, precision="float32"), "a" * 64),
+        engine_path(tmp_path, older, card, form, "b" * 64),
+        engine_path(tmp_path, older, replace(card, capability="86"), form, "a" * 64),
+        engine_path(tmp_path, Library("tensorrt", older.module), card, form, "a" * 64),
+        tmp_path / f"{'a' * 64}.certificates.json",
+        tmp_path / f"{next(iter(gone)).name}.bak",
+        tmp_path / "notes.engine",
+    }
+    for path in gone | stays:
+        path.write_bytes(b"engine")
+    remove_superseded(new)
+    assert set(tmp_path.iterdir()) == stays
+    remove_superseded(tmp_path / "notes.engine")
+    assert set(tmp_path.iterdir()) == stays
+
+
+def test_what_is_built_is_found_again(
+    plan: Plan, random_weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card of compute capability 8.9, which is not there: nothing is run."""
+    monkeypatch.setattr(module, "_library", lambda _: RTX)
+    monkeypatch.setattr(module, "_card", lambda _: Card("89", "13000"))
+    weights, placement = random_weights(plan), Placement("cuda", precision="float16", cache=tmp_path)
+    assert not TensorRtBackend.is_built(plan, weights, placement)
+    older, form = Library("tensorrt_rtx", SimpleNamespace(__version__="0.9.0.1")), GraphForm("float16", batch=1)
+    old = engine_path(tmp_path, older, Card("89", "13000"), form, network_digest(plan, weights))
+    old.write_bytes(b"of another version")
+    TensorRtBackend.build(plan, weights, placement)
+    assert not old.exists()
+    assert TensorRtBackend.is_built(plan, weights, placement)
+    assert len(list(tmp_path.glob("*.engine"))) == 1
+    for other in (replace(placement, precision="float32"), replace(placement, batch=2), replace(placement, cache=None)):
+        assert not TensorRtBackend.is_built(plan, weights, other)
+    with pytest.raises(BackendUnavailable, match="no folder to keep an engine in"):
+        TensorRtBackend.build(plan, weights, replace(placement, cache=None))
 
 
 @pytest.mark.gpu

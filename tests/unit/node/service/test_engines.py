@@ -12,6 +12,7 @@ import pytest
 
 from engines.backends.base import Engine
 from engines.backends.openvino import OpenVinoBackend
+from engines.inference.building import Built
 from engines.inference.choice import candidates
 from engines.model.bundle import SHIPPED, Bundle, load_bundle
 from engines.model.certificate import Limits, certificates_path, parity_folder, read_records, site_path
@@ -20,6 +21,7 @@ from node.config import Settings, parse_settings
 from node.selftest.cohort import parity_volume
 from node.selftest.phantom import ORGANS
 from node.service.engines import open_model, placement, policy
+from node.service.segmenter import _built as told_of_build
 
 MIDDLE = Engine("openvino")
 Make = Callable[..., Settings]
@@ -74,11 +76,14 @@ def test_what_the_configuration_asks_for(settings: Make, tmp_path: Path) -> None
     assert asked.limits == Limits(0.99, 2.0)
     assert asked.site == tmp_path / "data" / "engines"
     assert (placement(made).device, placement(made).threads) == ("cpu", 1)
+    assert placement(made).cache == tmp_path / "data" / "engines"
     assert policy(settings()).engines == ()
 
 
 def test_without_a_data_folder_nothing_is_kept(tmp_path: Path) -> None:
-    assert policy(parse_settings("", tmp_path / "node.toml")).site is None
+    nowhere = parse_settings("", tmp_path / "node.toml")
+    assert policy(nowhere).site is None
+    assert placement(nowhere).cache is None
 
 
 def test_the_phantom_certifies_an_engine_when_it_is_opened(settings: Make, phantom: Bundle, tmp_path: Path) -> None:
@@ -130,3 +135,18 @@ def test_the_shipped_volume_is_the_standard_patient() -> None:
     assert shipped.grid.same_as(made.grid)
     assert np.array_equal(shipped.voxels, made.voxels)
     assert (parity_folder(SHIPPED / "phantom") / "standard.nii.gz").stat().st_size < 300_000
+
+
+@pytest.mark.parametrize(("fault", "event"), [("", "engine_built"), ("cannot be built: refused", "engine_not_built")])
+def test_how_a_build_ended_is_logged(fault: str, event: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        told_of_build(Built("liver-ct", Engine("tensorrt", "float16"), 12.34, fault))
+    (record,) = caplog.records
+    facts = vars(record)
+    assert (record.message, facts["model"], facts["backend"], facts["precision"]) == (
+        event,
+        "liver-ct",
+        "tensorrt",
+        "float16",
+    )
+    assert facts.get("reason", "") == fault
