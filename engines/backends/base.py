@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,10 @@ REFERENCE = Engine("torch", "float32")
 """What every other engine is held against; it may always serve."""
 
 
+_LANES = 2
+"""Each keeps its cores at work where the other's wait for each other between layers, and holds a patch's maps."""
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where and how a backend shall run."""
@@ -74,6 +79,20 @@ class Placement:
     answer: Answer = "logits"
     cache: Path | None = None
     """Folder for what takes long to build and may be deleted at any time; None: nothing is kept."""
+
+    @classmethod
+    def told(cls, device: str = "auto", threads: int | None = None, cache: Path | None = None) -> Self:
+        """What a person says, and what follows from it.
+
+        Parameters
+        ----------
+        device
+            `auto` is the processor: no card is taken unasked, since no path on a card has run yet.
+        threads
+            None or 0: as many as this process may run on.
+        """
+        count = threads or len(os.sched_getaffinity(0))
+        return cls("cpu" if device == "auto" else device, count, lanes=min(count, _LANES), cache=cache)
 
 
 @dataclass(frozen=True)

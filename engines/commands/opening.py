@@ -23,10 +23,10 @@ def opened(bundle: Bundle, arguments: argparse.Namespace) -> Any:
     from engines.backends.cards import cautions
     from engines.inference.choice import Policy
     from engines.inference.fastest import open_fastest
-    from engines.inference.segmenter import Segmenter, device_of, usable_threads
+    from engines.inference.segmenter import Segmenter
     from engines.inference.trial import device_name
 
-    placement = Placement(device_of(arguments.device), arguments.threads or usable_threads())
+    placement = Placement.told(arguments.device, arguments.threads)
     engine = None if arguments.engine is None else Engine.parse(arguments.engine)
     if placement.device != "cpu":
         for caution in cautions({(engine or REFERENCE).backend}, device_name(placement.device)):

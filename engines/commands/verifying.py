@@ -81,14 +81,13 @@ def _verified(bundle: Bundle, arguments: argparse.Namespace) -> list[Certificate
     from engines.backends.base import Engine, Placement
     from engines.conversion.verification import Verification, keep_volumes, verify
     from engines.inference.cases import find_cases
-    from engines.inference.segmenter import device_of, usable_threads
 
     cases = find_cases(arguments.volumes, len(bundle.channels))[: arguments.limit]
     demand = Verification(
         against=arguments.against,
         engines=tuple(Engine.parse(text) for text in arguments.engine),
         limits=certificate.Limits(arguments.dice, arguments.volume_percent),
-        placement=Placement(device_of(arguments.device), arguments.threads or usable_threads()),
+        placement=Placement.told(arguments.device, arguments.threads),
     )
     made = []
     for each in verify(bundle, cases, demand, say):

@@ -69,7 +69,7 @@ class Segmenter:
         Parameters
         ----------
         placement
-            Device, threads, batch and lanes; None: the processor, and as many threads as this process may run on.
+            None: the processor, and as many threads as this process may run on.
 
         Raises
         ------
@@ -78,7 +78,7 @@ class Segmenter:
         BundleError
             Where the weights do not fit the plan.
         """
-        placement = replace(placement or Placement(threads=usable_threads()), precision=engine.precision)
+        placement = replace(placement or Placement.told(), precision=engine.precision)
         torch.set_num_threads(placement.threads)  # resampling and sums use torch, whatever runs the network
         found = backend_class(engine.backend).is_available(placement.device, engine.precision)
         if not found.available:
@@ -203,40 +203,9 @@ class Segmenter:
         )
 
 
-def usable_threads() -> int:
-    """As many as this process may run on."""
-    return len(os.sched_getaffinity(0))
-
-
 def availability(engine: Engine, device: str = "auto") -> Availability:
     """Whether this machine can run an engine on a device, and why or why not."""
-    return backend_class(engine.backend).is_available(device_of(device), engine.precision)
-
-
-def device_of(told: str) -> str:
-    """`auto` is the processor: no card is taken unasked, since no path on a card has run yet."""
-    return "cpu" if told == "auto" else told
-
-
-def open_first(bundle: Bundle, engines: Sequence[str], device: str = "auto", threads: int | None = None) -> Segmenter:
-    """Open a bundle with the first engine of a list that can run here and passes the self-test.
-
-    Raises
-    ------
-    BackendUnavailable
-        Where none serves, with the reason of each.
-    """
-    said: list[str] = []
-    placement = Placement(device_of(device), threads or usable_threads())
-    for name in engines:
-        try:
-            segmenter = Segmenter.open(bundle, Engine.parse(name), placement)
-        except BackendUnavailable as error:
-            said.append(str(error))
-            continue
-        segmenter.reason = "; ".join([*said, segmenter.reason])
-        return segmenter
-    raise BackendUnavailable(f"no backend serves {bundle.name}: {'; '.join(said) or 'the list is empty'}")
+    return backend_class(engine.backend).is_available(Placement.told(device).device, engine.precision)
 
 
 def _check(images: Sequence[Volume], bundle: Bundle) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engines.backends.base import Engine
 from engines.conversion.nnunet import Description, Selection, import_results_folders
-from engines.inference.segmenter import open_first
+from engines.inference.segmenter import Segmenter
 from engines.nifti import read_label_map, read_volume
 from engines.volume import LabelMap, Volume
 
@@ -78,7 +79,7 @@ def _volume_errors(
             [results], Path(folder) / "bundle", description, Selection(checkpoint=CHECKPOINT)
         )
         found: dict[int, list[float]] = {label: [] for label in labels}
-        with open_first(bundle, ("openvino", "torch")) as segmenter:
+        with Segmenter.open(bundle, Engine("openvino")) as segmenter:
             for volume, truth in cases:
                 given = segmenter.segment(volume).label_map.labels
                 for label in labels:

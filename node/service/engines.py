@@ -9,7 +9,6 @@ from engines.backends.base import Engine, Placement
 from engines.inference.building import Builder
 from engines.inference.choice import Policy
 from engines.inference.fastest import FastestSegmenter, open_fastest
-from engines.inference.segmenter import device_of, usable_threads
 from engines.model.bundle import Bundle
 from engines.model.certificate import Limits
 from node.config import Settings
@@ -39,11 +38,7 @@ def policy(settings: Settings) -> Policy:
 def placement(settings: Settings) -> Placement:
     """On what networks run; `auto` is the processor."""
     section = settings.segmenter
-    return Placement(
-        device=device_of(section.device),
-        threads=section.threads or usable_threads(),
-        cache=_kept_in(settings),
-    )
+    return Placement.told(section.device, section.threads, _kept_in(settings))
 
 
 def _kept_in(settings: Settings) -> Path | None:

@@ -201,7 +201,7 @@ def _ours(bundle: Any, name: str, threads: int) -> Callable[[Any], Any]:
     from engines.backends.base import Engine, Placement
     from engines.inference.segmenter import Segmenter
 
-    segmenter = Segmenter.open(bundle, Engine.parse(name), Placement(threads=threads))
+    segmenter = Segmenter.open(bundle, Engine.parse(name), Placement.told(threads=threads))
 
     def run(volume: Any) -> Any:
         result = segmenter.segment(volume)

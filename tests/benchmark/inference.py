@@ -20,8 +20,9 @@ import torch
 from machine import described, machine, table, write_section
 from numpy.typing import NDArray
 
+from engines.backends.base import Engine, Placement
 from engines.conversion.reference import NnunetPredictor
-from engines.inference.segmenter import open_first
+from engines.inference.segmenter import Segmenter
 from engines.model.bundle import Bundle, load_bundle
 from engines.nifti import read_volume
 from engines.volume import Volume
@@ -43,7 +44,7 @@ def nnunet_side(bundle: Bundle) -> Callable[[Volume], Timed]:
 
 def our_side(bundle: Bundle, backend: str, threads: int) -> Callable[[Volume], Timed]:
     """Our segmenter with one backend."""
-    segmenter = open_first(bundle, [backend], threads=threads)
+    segmenter = Segmenter.open(bundle, Engine.parse(backend), Placement.told(threads=threads))
 
     def run(volume: Volume) -> Timed:
         result = segmenter.segment(volume)

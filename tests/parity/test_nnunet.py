@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from engines.backends.base import Placement
+from engines.backends.base import Engine, Placement
 from engines.backends.openvino import OpenVinoBackend
 from engines.backends.torch import TorchBackend
 from engines.inference.arithmetic import DeviceArithmetic, HostArithmetic, Rule
 from engines.inference.labelling import Source, label_volume
-from engines.inference.segmenter import open_first
+from engines.inference.segmenter import Segmenter
 from engines.inference.sliding_window import Plane, Windowing, gaussian, planes, windows
 from engines.measures import dice
 from engines.preprocessing.preprocess import preprocess
@@ -136,7 +136,7 @@ def test_segmenter_equals_nnunet_on_mr(case: str, nnunet_model: Any, recipe: Any
     spacing = hippocampus.grid.spacing_mm
     model = nnunet_model(recipe(**END_TO_END[case]), hippocampus.voxels, spacing)
     for backend, exact in EXACT.items():
-        with open_first(model.bundle, [backend], threads=1) as segmenter:
+        with Segmenter.open(model.bundle, Engine.parse(backend), Placement(threads=1)) as segmenter:
             result = segmenter.segment(hippocampus)
         assert result.backend == backend
         expected = model.predicted(hippocampus.voxels, spacing, wide=not exact)
@@ -159,7 +159,7 @@ def test_segmenter_equals_nnunet_on_anisotropic_ct(nnunet_model: Any, recipe: An
     spacing = grid.spacing_mm
     model = nnunet_model(chosen, seen, spacing)
     for backend, exact in EXACT.items():
-        with open_first(model.bundle, [backend], threads=1) as segmenter:
+        with Segmenter.open(model.bundle, Engine.parse(backend), Placement(threads=1)) as segmenter:
             result = segmenter.segment(volume)
         assert result.label_map.grid is grid
         expected = model.predicted(seen, spacing, wide=not exact)[::-1, ::-1]
@@ -173,7 +173,7 @@ def test_segmenter_equals_nnunet_in_2d(nnunet_model: Any, recipe: Any, hippocamp
     model = nnunet_model(chosen, volume.voxels, spacing)
     for backend, exact in EXACT.items():
         expected = model.predicted(volume.voxels, spacing, wide=not exact)
-        with open_first(model.bundle, [backend], threads=1) as segmenter:
+        with Segmenter.open(model.bundle, Engine.parse(backend), Placement(threads=1)) as segmenter:
             assert_agree(segmenter.segment(volume).label_map.labels, expected, exact=exact)
 
 
@@ -185,7 +185,7 @@ def test_volume_smaller_than_the_patch_equals_nnunet(
     volume = Volume(Grid(shape, hippocampus.grid.affine), hippocampus.voxels[tuple(slice(n) for n in shape)], "MR")
     model = nnunet_model(recipe(spacing=(1.0, 1.2, 1.0)), volume.voxels, (1.0, 1.0, 1.0))
     expected = model.predicted(volume.voxels, (1.0, 1.0, 1.0))
-    with open_first(model.bundle, ["torch"], threads=1) as segmenter:
+    with Segmenter.open(model.bundle, Engine.parse("torch"), Placement(threads=1)) as segmenter:
         assert_agree(segmenter.segment(volume).label_map.labels, expected, exact=True)
 
 

@@ -149,9 +149,10 @@ def test_openvino_never_imports_its_telemetry(make_bundle: Callable[..., Bundle]
     bundle = make_bundle()
     code = f"""
 import sys, pathlib
-from engines.inference.segmenter import open_first
+from engines.backends.base import Engine
+from engines.inference.segmenter import Segmenter
 from engines.model.bundle import load_bundle
-segmenter = open_first(load_bundle(pathlib.Path({str(bundle.folder)!r})), ["openvino"], threads=1)
+segmenter = Segmenter.open(load_bundle(pathlib.Path({str(bundle.folder)!r})), Engine("openvino"))
 assert segmenter.reason.startswith("openvino")
 loaded = [name for name, module in sys.modules.items() if module is not None]
 sys.exit(any("telemetry" in name or name.startswith(("openvino.tools.ovc", "onnx", "nnunetv2")) for name in loaded))

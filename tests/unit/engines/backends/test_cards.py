@@ -9,14 +9,13 @@ from typing import get_args
 import pytest
 
 from engines.backends import cards
-from engines.backends.base import BackendName
+from engines.backends.base import BackendName, Placement
 from engines.backends.cards import CARD_PATHS, CardPath, cautions
 from engines.inference.choice import default_engines
-from engines.inference.segmenter import device_of
 
 
 def test_no_way_that_never_ran_is_a_default() -> None:
-    assert device_of("auto") == "cpu"
+    assert Placement.told().device == "cpu"
     assert "tensorrt" not in {engine.backend for device in ("cpu", "cuda") for engine in default_engines(device)}
 
 

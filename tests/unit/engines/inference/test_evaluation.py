@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engines.backends.base import Engine, Placement
 from engines.errors import UnsuitableVolume
 from engines.inference.evaluation import evaluate, pair_cases, score, summary
-from engines.inference.segmenter import open_first
+from engines.inference.segmenter import Segmenter
 from engines.model.bundle import Bundle
 from engines.nifti import write_label_map, write_volume
 from engines.volume import Grid, LabelMap, Volume
@@ -57,7 +58,7 @@ def cases(tmp_path: Path) -> Path:
 
 def test_evaluate_a_folder(make_bundle: Callable[..., Bundle], cases: Path) -> None:
     said: list[str] = []
-    with open_first(make_bundle(), ["torch"], threads=1) as segmenter:
+    with Segmenter.open(make_bundle(), Engine.parse("torch"), Placement(threads=1)) as segmenter:
         scores = list(evaluate(segmenter, pair_cases(cases / "images", cases / "labels"), said.append))
     assert [(each.case, each.label) for each in scores] == [("one", 1), ("one", 2)]
     assert said == ["1/1 one"]
@@ -75,7 +76,7 @@ def test_other_grid_is_refused(make_bundle: Callable[..., Bundle], cases: Path) 
     grid = Grid((6, 8, 8), np.diag([2.0, 1.0, 1.0, 1.0]))
     write_label_map(cases / "labels/one.nii.gz", LabelMap(grid, np.zeros((6, 8, 8), dtype=np.uint8), NAMES))
     with (
-        open_first(make_bundle(), ["torch"], threads=1) as segmenter,
+        Segmenter.open(make_bundle(), Engine.parse("torch"), Placement(threads=1)) as segmenter,
         pytest.raises(UnsuitableVolume, match="does not lie on the grid"),
     ):
         list(evaluate(segmenter, pair_cases(cases / "images", cases / "labels")))

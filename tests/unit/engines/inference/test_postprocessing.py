@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 
+from engines.backends.base import Engine, Placement
 from engines.inference.postprocessing import postprocess
-from engines.inference.segmenter import open_first
+from engines.inference.segmenter import Segmenter
 from engines.model.bundle import Bundle
 from engines.volume import Grid, Volume
 
@@ -32,13 +33,13 @@ def test_as_nnunet_does_it(seed: int, steps: list[tuple[int, ...]]) -> None:
 def test_the_segmenter_applies_it(make_bundle: Callable[..., Bundle], results: Path) -> None:
     grid = Grid((24, 24, 24), np.diag([1.0, 1.0, 1.0, 1.0]))
     volume = Volume(grid, np.random.default_rng(1).normal(size=grid.shape).astype(np.float32), "MR")
-    with open_first(make_bundle(), ("torch",)) as segmenter:
+    with Segmenter.open(make_bundle(), Engine("torch"), Placement()) as segmenter:
         plain = segmenter.segment(volume).label_map.labels
     name = "remove_all_but_largest_component_from_segmentation"
     (results / "postprocessing.json").write_text(
         f'{{"postprocessing_fns": ["{name}"], "postprocessing_kwargs": [{{"labels_or_regions": 2}}]}}'
     )
-    with open_first(make_bundle("cleaned"), ("torch",)) as segmenter:
+    with Segmenter.open(make_bundle("cleaned"), Engine("torch"), Placement()) as segmenter:
         cleaned = segmenter.segment(volume).label_map.labels
     assert not np.array_equal(cleaned, plain)
     assert np.array_equal(cleaned, postprocess(plain.copy(), [(2,)]))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from engines.backends.base import Engine
+from engines.backends.base import Engine, Placement
 from engines.backends.openvino import OpenVinoBackend
 from engines.errors import BackendUnavailable, UnsuitableVolume
-from engines.inference.segmenter import availability, open_first
+from engines.inference.segmenter import Segmenter, availability
 from engines.model.bundle import Bundle
 from engines.volume import Grid, Reorientation, Volume
 
@@ -34,8 +34,8 @@ def volume() -> Volume:
     return Volume(Grid((9, 12, 11), affine_of("SPL")), voxels, "MR")
 
 
-def segment(bundle: Bundle, volume: Volume, *backends: str) -> Any:
-    with open_first(bundle, backends or ("torch",), threads=1) as segmenter:
+def segment(bundle: Bundle, volume: Volume, engine: str = "torch") -> Any:
+    with Segmenter.open(bundle, Engine.parse(engine), Placement()) as segmenter:
         return segmenter.segment(volume)
 
 
@@ -99,43 +99,32 @@ def test_unsuitable_volumes(make_bundle: Callable[..., Bundle], voxels: Any, mod
         segment(make_bundle(), Volume(Grid((4, 4, 4), np.eye(4)), voxels, modality))
 
 
-def test_openvino_is_first_and_agrees(make_bundle: Callable[..., Bundle], volume: Volume) -> None:
+def test_openvino_agrees(make_bundle: Callable[..., Bundle], volume: Volume) -> None:
     bundle = make_bundle()
-    with open_first(bundle, ["openvino", "torch"], threads=1) as segmenter:
-        result = segmenter.segment(volume)
+    result = segment(bundle, volume, "openvino")
     assert result.backend == "openvino"
     assert "self-test passed" in result.backend_reason
     assert "openvino" in result.versions
     assert "torch" in result.versions
-    assert (result.label_map.labels == segment(bundle, volume).label_map.labels).mean() >= 0.99  # in float16 sums
+    # torch sums in float16, as nnU-Net does.
+    assert (result.label_map.labels == segment(bundle, volume).label_map.labels).mean() >= 0.99
 
 
-def test_backend_that_fails_the_self_test_is_passed_over(
-    make_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("factor", [1.05, float("nan")])
+def test_an_engine_that_fails_the_self_test_is_not_opened(
+    make_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
     answers = OpenVinoBackend.answers
     monkeypatch.setattr(
-        OpenVinoBackend, "answers", lambda self, patches: (each * 1.05 for each in answers(self, patches))
+        OpenVinoBackend, "answers", lambda self, patches: (each * factor for each in answers(self, patches))
     )
-    with open_first(make_bundle(), ["openvino", "torch"], threads=1) as segmenter:
-        assert "openvino float32: self-test failed: logits off by" in segmenter.reason
-        assert "torch float32:" in segmenter.reason
-    monkeypatch.setattr(
-        OpenVinoBackend, "answers", lambda self, patches: (each * float("nan") for each in answers(self, patches))
-    )
-    with pytest.raises(BackendUnavailable, match="self-test failed"):
-        open_first(make_bundle(), ["openvino"], threads=1)
+    with pytest.raises(BackendUnavailable, match="openvino float32: self-test failed: logits off by"):
+        Segmenter.open(make_bundle(), Engine("openvino"), Placement())
 
 
-def test_no_backend_left(make_bundle: Callable[..., Bundle]) -> None:
-    bundle = make_bundle()
-    with pytest.raises(BackendUnavailable, match="the list is empty"):
-        open_first(bundle, [])
-    with pytest.raises(BackendUnavailable, match="no such backend"):
-        open_first(bundle, ["tensorflow"])
-    if not torch.cuda.is_available():
-        with pytest.raises(BackendUnavailable, match=r"openvino float32: serves the processor only.*torch float32: "):
-            open_first(bundle, ["openvino", "torch"], device="cuda", threads=1)
+def test_an_engine_that_cannot_run_here(make_bundle: Callable[..., Bundle]) -> None:
+    with pytest.raises(BackendUnavailable, match="openvino float32: serves the processor only"):
+        Segmenter.open(make_bundle(), Engine("openvino"), Placement(device="cuda"))
 
 
 def test_availability_has_a_reason() -> None:
