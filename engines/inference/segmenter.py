@@ -18,11 +18,11 @@ from engines.backends.base import Availability, Backend, Engine, Placement
 from engines.backends.catalogue import backend_class
 from engines.errors import BackendUnavailable, OutOfDeviceMemory, UnsuitableVolume, lacks_memory
 from engines.inference.arithmetic import Arithmetic, DeviceArithmetic, HostArithmetic, Rule
-from engines.inference.case import Case, Clock, frame_of
 from engines.inference.estimate import Estimate, Frame, estimate, network_shape, patches_of
 from engines.inference.labelling import Source, label_volume
 from engines.inference.members import OpenMember, close_members, open_member
 from engines.inference.memory import Need, Way, ways_of
+from engines.inference.passage import Clock, Passage, frame_of
 from engines.inference.postprocessing import postprocess
 from engines.inference.sliding_window import Plane, ended, planes
 from engines.model.bundle import Bundle
@@ -116,20 +116,22 @@ class Segmenter:
         """
         channels = (images,) if isinstance(images, Volume) else tuple(images)
         _check(channels, self.bundle)
-        case = Case(channels, self.bundle, Clock(), progress, self._costs(frame_of(channels[0].grid, self.bundle)))
+        passage = Passage(
+            channels, self.bundle, Clock(), progress, self._costs(frame_of(channels[0].grid, self.bundle))
+        )
         labels: dict[str, NDArray[np.integer]] = {}
         try:
             for member in self.bundle.members:
                 if member not in self.bundle.averaged:
-                    labels[member.name] = self._labels([self._members[member.name]], case, labels)
-            found = self._labels([self._members[each.name] for each in self.bundle.averaged], case, labels)
+                    labels[member.name] = self._labels([self._members[member.name]], passage, labels)
+            found = self._labels([self._members[each.name] for each in self.bundle.averaged], passage, labels)
         except (MemoryError, RuntimeError) as error:
             if not lacks_memory(error):
                 raise
             raise OutOfDeviceMemory(f"no room in memory for a case of {channels[0].grid.shape}: {error}") from error
-        with case.clock.stage("labels"):
-            back = postprocess(np.ascontiguousarray(case.turn.undo(found)), self.bundle.postprocessing)
-        return self._described(channels[0], back, case)
+        with passage.clock.stage("labels"):
+            back = postprocess(np.ascontiguousarray(passage.turn.undo(found)), self.bundle.postprocessing)
+        return self._described(channels[0], back, passage)
 
     def estimate(self, grid: Grid) -> Estimate:
         """What a case on this grid will take, beyond its volume."""
@@ -151,20 +153,20 @@ class Segmenter:
         self.close()
 
     def _labels(
-        self, members: Sequence[OpenMember], case: Case, earlier: Mapping[str, NDArray[np.integer]]
+        self, members: Sequence[OpenMember], passage: Passage, earlier: Mapping[str, NDArray[np.integer]]
     ) -> NDArray[np.integer]:
         """The labels of members together, in the frame of the networks, (D, H, W)."""
-        plan, frame = members[0].member.plan, case.frame
+        plan, frame = members[0].member.plan, passage.frame
         needs = [Need(each.windowing, network_shape(each.member.plan, frame), len(each.networks)) for each in members]
         ways = ways_of(needs, 4 * prod(frame.shape), self._placement.device)
-        case.ways.extend(ways)
+        passage.ways.extend(ways)
         on_host = ways[0].device == "cpu"
         arithmetic: Arithmetic = self._host if on_host else DeviceArithmetic()
-        with case.clock.stage("preprocess"):
-            inputs = [case.network_input(each, earlier, ways[0].device) for each in members]
-        with case.clock.stage("labels"), torch.inference_mode(), ExitStack() as streams, self._threads_of_torch():
+        with passage.clock.stage("preprocess"):
+            inputs = [passage.network_input(each, earlier, ways[0].device) for each in members]
+        with passage.clock.stage("labels"), torch.inference_mode(), ExitStack() as streams, self._threads_of_torch():
             sources = [
-                self._source(each, seen, way, case, streams)
+                self._source(each, seen, way, passage, streams)
                 for each, seen, way in zip(members, inputs, ways, strict=True)
             ]
             kept = label_volume(sources, Rule(plan.region_order), arithmetic, max(plan.labels))
@@ -180,10 +182,10 @@ class Segmenter:
         finally:
             torch.set_num_threads(threads)
 
-    def _source(self, opened: OpenMember, seen: NetworkInput, way: Way, case: Case, streams: ExitStack) -> Source:
+    def _source(self, opened: OpenMember, seen: NetworkInput, way: Way, passage: Passage, streams: ExitStack) -> Source:
         windowing = replace(opened.windowing, device=way.device, pinned=way.pinned)
-        stream = planes(seen.image, opened.networks, windowing, case.told(opened.member.name))
-        timed = streams.enter_context(ended(self._timed(opened, seen, stream, case.clock)))
+        stream = planes(seen.image, opened.networks, windowing, passage.told(opened.member.name))
+        timed = streams.enter_context(ended(self._timed(opened, seen, stream, passage.clock)))
         halved = opened.member.plan.logit_resampling.function == "resample_data_or_seg_to_shape"
         head = None if opened.head is None else opened.head.on(way.device)
         return Source(timed, seen.taps(), halved, head, opened.folds)
@@ -208,7 +210,7 @@ class Segmenter:
             for each in self.bundle.members
         }
 
-    def _described(self, volume: Volume, labels: NDArray[np.integer], case: Case) -> Segmentation:
+    def _described(self, volume: Volume, labels: NDArray[np.integer], passage: Passage) -> Segmentation:
         first = next(iter(self._members.values())).networks[0]
         return Segmentation(
             label_map=LabelMap(volume.grid, labels, self.bundle.labels),  # type: ignore[arg-type]  # it checks
@@ -216,9 +218,9 @@ class Segmenter:
             precision=first.precision,
             device=first.device,
             backend_reason=self.reason,
-            way="; ".join(dict.fromkeys(str(way) for way in case.ways)),
+            way="; ".join(dict.fromkeys(str(way) for way in passage.ways)),
             versions=_versions(first),
-            seconds=case.clock.seconds(),
+            seconds=passage.clock.seconds(),
         )
 
 

@@ -54,7 +54,7 @@ class Clock:
 
 
 @dataclass
-class Case:
+class Passage:
     """One case on its way: what was given, what was taken, how far it is."""
 
     images: Sequence[Volume]
