@@ -5,8 +5,8 @@
 One machine, one run, the same weights, volume and threads on every side: a torso made of mathematics, and a network of
 random weights that was fitted to it, written as a results folder of nnU-Net and imported (see torso.py). Each side runs
 in a process of its own, so that its peak memory is its own; rounds are interleaved, A B C A B C, and medians reported.
-Beside them stands arithmetic: what the network's multiplications, as nnU-Net writes them, would take at the rate of this
-machine's fastest matrix product. An engine that needs fewer (OpenVINO's graph composes upsampling with the convolution
+Beside them stands arithmetic: what the network's multiplications, as nnU-Net writes them, would take at the rate of
+this machine's fastest matrix product. An engine that needs fewer (OpenVINO's graph composes upsampling with the convolution
 behind it), or multiplies faster, is quicker than that.
 
 nnunetv2 (extra `train`) holds every class at the original size; where that has no room here it is left out, and the
