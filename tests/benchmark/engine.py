@@ -6,8 +6,8 @@ One machine, one run, the same weights, volume and threads on every side: a tors
 random weights that was fitted to it, written as a results folder of nnU-Net and imported (see torso.py). Each side runs
 in a process of its own, so that its peak memory is its own; rounds are interleaved, A B C A B C, and medians reported.
 Beside them stands arithmetic: what the network's multiplications, as nnU-Net writes them, would take at the rate of
-this machine's fastest matrix product. An engine that needs fewer (OpenVINO's graph composes upsampling with the convolution
-behind it), or multiplies faster, is quicker than that.
+this machine's fastest matrix product. An engine that needs fewer (OpenVINO's graph composes upsampling with the
+convolution behind it), or multiplies faster, is quicker than that.
 
 nnunetv2 (extra `train`) holds every class at the original size; where that has no room here it is left out, and the
 table says so. `--tiny` is the whole program in seconds, for its test; its figures mean nothing.
