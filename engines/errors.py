@@ -26,14 +26,3 @@ class OutOfDeviceMemory(EngineError):
 
 class UnsuitableVolume(EngineError):
     """The voxels cannot be segmented by this model; the message says why."""
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether a library asked for memory in vain.
-
-    Torch's allocator for the processor has no error class of its own; that for cards is told by its name, since nothing
-    here imports torch.
-    """
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -48,13 +48,13 @@ def read_label_map(path: Path, names: Mapping[int, str]) -> LabelMap:
     return LabelMap(_grid(image, path), whole.astype(np.uint8) if narrow else whole, names)
 
 
-def read_axis_codes(path: Path) -> str:
-    """How one image file lies, as `Grid.axis_codes`; its voxels are not read.
+def read_axis_codes(path: Path) -> str | None:
+    """How one image file lies, as `Grid.axis_codes`; None of a picture of two dimensions. Its voxels are not read.
 
     Raises
     ------
     UnsuitableVolume
-        Where the file cannot be read, is not 3D, or holds an axis direction that is not orthonormal.
+        Where the file cannot be read, has more dimensions, or holds an axis direction that is not orthonormal.
     """
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -62,6 +62,8 @@ def read_axis_codes(path: Path) -> str:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise UnsuitableVolume(f"{path}: cannot be read as an image") from error
+    if reader.GetDimension() == 2:
+        return None
     if reader.GetDimension() != 3:
         raise UnsuitableVolume(f"{path}: has {reader.GetDimension()} dimensions; one 3D image is needed")
     return _grid(reader, path).axis_codes

@@ -10,6 +10,7 @@ from typing import Any
 
 from engines.commands.opening import add_placement, opened
 from engines.commands.terminal import say
+from engines.commands.writing import check_folder_of, writing
 from engines.model.bundle import load_bundle
 
 
@@ -33,6 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Segment every labelled image of a folder and score it."""
     from engines.inference.evaluation import evaluate, pair_cases, summary
 
+    if arguments.out is not None:
+        check_folder_of(arguments.out)
     bundle = load_bundle(arguments.bundle)
     cases = pair_cases(arguments.images, arguments.labels, len(bundle.channels))
     with opened(bundle, arguments) as segmenter:
@@ -40,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
         reason = segmenter.reason
     figures = summary(scores)
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        with writing(arguments.out):
+            arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if arguments.json:
         listed = [{**asdict(each), "volume_agreement": each.volume_agreement} for each in scores]
         print(json.dumps({"bundle": bundle.digest, "backend": reason, "summary": figures, "scores": listed}, indent=2))

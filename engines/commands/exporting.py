@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engines.errors import EngineError
+from engines.commands.numbers import positive
 from engines.model.bundle import load_bundle
 
 
@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
     command.add_argument(
         "--norms", choices=precisions, default="float32", help="of instance norms in a float16 file (%(default)s)"
     )
-    command.add_argument("--batch", type=int, help="images at once; left out: whoever runs the file says so")
+    command.add_argument("--batch", type=positive, help="images at once; left out: whoever runs the file says so")
     command.add_argument("--json", action="store_true", help="for programs")
 
 
@@ -38,8 +38,6 @@ def run(arguments: argparse.Namespace) -> int:
     from engines.backends.onnx_graph import GraphForm
     from engines.conversion.export import export
 
-    if arguments.batch is not None and arguments.batch < 1:
-        raise EngineError(f"--batch {arguments.batch}: at least one image")
     form = GraphForm(arguments.precision, arguments.norms, arguments.batch)
     made = export(load_bundle(arguments.bundle), arguments.out, form)
     if arguments.json:

@@ -58,7 +58,11 @@ def add_parser(commands: Any) -> None:
     command.add_argument("--fold", action="append", help="a fold to take; may be given again; left out: all there are")
     command.add_argument("--checkpoint", default="checkpoint_final.pth", help="file in each fold (%(default)s)")
     command.add_argument("--storage", choices=get_args(Storage), default="float32", help="of weights (%(default)s)")
-    command.add_argument("--mirroring", action="store_true", help="average over flips: 2 to 8 times slower")
+    command.add_argument(
+        "--mirroring",
+        action="store_true",
+        help="average over flips, as nnUNetv2_predict does by default: 2 to 8 times slower",
+    )
     command.add_argument("--trainer", action="append", default=[], help="another trainer that keeps the plan's network")
     command.add_argument(
         "--postprocessing", type=Path, metavar="FILE", help="another postprocessing.json, such as an ensemble's"
@@ -144,7 +148,7 @@ def _imported(arguments: argparse.Namespace) -> Bundle:
         without_postprocessing=arguments.without_postprocessing,
     )
     out = arguments.out or Path(own_name(arguments.results[0], description, selection))
-    return import_results_folders(arguments.results, out, description, selection)
+    return import_results_folders(arguments.results, out, description, selection, say)
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:

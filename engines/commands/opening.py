@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from engines.commands.numbers import positive
 from engines.commands.terminal import say
 from engines.model.bundle import Bundle
 
@@ -13,7 +14,7 @@ def add_placement(command: argparse.ArgumentParser) -> None:
     """Engine, device, threads, and the form of the answer."""
     command.add_argument("--engine", help="such as 'openvino bfloat16'; left out: the fastest that is certified")
     command.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (%(default)s: the processor)")
-    command.add_argument("--threads", type=int, help="processor threads; left out: all that this process may use")
+    command.add_argument("--threads", type=positive, help="processor threads; left out: all that this process may use")
     command.add_argument("--json", action="store_true", help="for programs")
 
 

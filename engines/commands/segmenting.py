@@ -9,6 +9,7 @@ from typing import Any
 
 from engines.commands.opening import add_placement, opened
 from engines.commands.terminal import print_described, say_share
+from engines.commands.writing import check_folder_of, writing
 from engines.model.bundle import load_bundle
 
 
@@ -37,14 +38,17 @@ def run(arguments: argparse.Namespace) -> int:
     from engines.measures import label_volumes_ml
     from engines.nifti import read_volume, write_itksnap_labels, write_label_map
 
+    check_folder_of(arguments.labels)
     bundle = load_bundle(arguments.bundle)
     images = [read_volume(path, bundle.modalities[0]) for path in arguments.image]
     with opened(bundle, arguments) as segmenter:
         result = segmenter.segment(images, None if arguments.json else say_share)
-    write_label_map(arguments.labels, result.label_map)
+    with writing(arguments.labels):
+        write_label_map(arguments.labels, result.label_map)
     names = result.label_map.names
     described = arguments.labels.with_name(f"{arguments.labels.name.split('.')[0]}.label.txt")
-    write_itksnap_labels(described, names, {label: _colour(label) for label in names})
+    with writing(described):
+        write_itksnap_labels(described, names, {label: _colour(label) for label in names})
     volumes = label_volumes_ml(result.label_map.labels, result.label_map.grid.voxel_ml)
     report = {
         "labels": str(arguments.labels),

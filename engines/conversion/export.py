@@ -46,17 +46,22 @@ def export(bundle: Bundle, folder: Path, form: GraphForm) -> list[Exported]:
     BackendUnavailable
         Where the onnx package is missing.
     EngineError
-        Where the folder exists, or a file answers unlike torch.
+        Where the folder exists or cannot be written, or a file answers unlike torch, or ONNX Runtime cannot run it.
     """
     if folder.exists():
         raise EngineError(f"{folder}: exists already; choose another folder or remove it first")
     import_onnx()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        draft = Path(scratch) / folder.name
-        draft.mkdir()
-        made = list(_written(bundle, draft, form))
-        draft.rename(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+            draft = Path(scratch) / folder.name
+            draft.mkdir()
+            made = list(_written(bundle, draft, form))
+            draft.rename(folder)
+    except OSError as error:
+        raise EngineError(
+            f"{folder}: cannot be written: {error.strerror or error}; choose another folder (--out)"
+        ) from error
     return [Exported(folder / each.path.name, each.member, each.fold, each.precision, each.error) for each in made]
 
 
@@ -100,10 +105,23 @@ def _error(path: Path, member: Member, weights: Weights, form: GraphForm) -> flo
 def _answer(path: Path, image: NDArray[np.float32], form: GraphForm) -> NDArray[np.float32]:
     """ONNX Runtime's answer to one patch."""
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     options: Any = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     images = np.repeat(image[None].astype(form.precision), form.batch or 1, axis=0)
-    (answer,) = session.run(None, {INPUT: images})
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        (answer,) = session.run(None, {INPUT: images})
+    except _own_errors(state) as error:
+        said = " ".join(str(error).split())
+        raise EngineError(
+            f"{path.name}: ONNX Runtime {onnxruntime.__version__} cannot run it ({said}); nothing kept; install "
+            "another onnxruntime, or none, to write the files without comparing them"
+        ) from error
     return np.asarray(answer[0], dtype=np.float32)
+
+
+def _own_errors(state: Any) -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: each kind of its errors is a class by itself, without a base of their own."""
+    return tuple(each for each in vars(state).values() if isinstance(each, type) and issubclass(each, Exception))

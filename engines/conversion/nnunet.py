@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,8 @@ from scipy import ndimage
 from engines.backends.base import Placement
 from engines.backends.torch import TorchBackend
 from engines.conversion.checkpoint import Checkpoint, read_checkpoints
-from engines.conversion.dataset import Labels, read_labels
 from engines.conversion.json_file import read_json
 from engines.conversion.own_words import card_of, modalities_of, name_of, orientation_of
-from engines.conversion.plans import read_plan, read_previous_stage
 from engines.conversion.postprocessing import find_postprocessing, read_postprocessing
 from engines.errors import BundleError
 from engines.inference.postprocessing import KeepLargest
@@ -33,7 +31,8 @@ from engines.model.bundle import (
     stored_tensors,
     write_bundle,
 )
-from engines.model.plan import Plan
+from engines.model.dataset import Labels, read_labels
+from engines.model.plan import Plan, read_plan, read_previous_stage
 
 ANY_ORIENTATION = "any"
 """The word for a network that takes images as they lie; in the bundle, no axis codes."""
@@ -44,6 +43,10 @@ _ORIENTATION_LACKS = (
     "reader {reader} takes images as they lie, and the wrong way round left and right are exchanged; name the axis "
     "codes of the training images, which are those of nibabel.aff2axcodes(nibabel.load(IMAGE).affine) backwards "
     "(R, A, S gives SAR; L, P, S gives SPL), or 'any' if the network was trained on images that lie in all ways"
+)
+_FLIPS = (
+    "Without mirroring: {configuration} was trained so that nnUNetv2_predict averages over flips by default, and "
+    "--mirroring does so too, 2 to 8 times slower; this bundle is as `nnUNetv2_predict --disable_tta`."
 )
 _PARITY_LOGITS = 131_072
 """Values kept of the parity crop's answer: half a megabyte."""
@@ -112,7 +115,11 @@ class _Source:
 
 
 def import_results_folders(
-    folders: Sequence[Path], out: Path, description: Description, selection: Selection | None = None
+    folders: Sequence[Path],
+    out: Path,
+    description: Description,
+    selection: Selection | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Make a bundle from results folders (plans.json, dataset.json, fold_x/checkpoint) of nnU-Net v2.
 
@@ -123,6 +130,8 @@ def import_results_folders(
         whose probabilities are averaged. The second network of a cascade brings its first with it.
     out
         The bundle's folder, which must not exist.
+    tell
+        Told where the bundle departs from what nnUNetv2_predict does by default.
 
     Raises
     ------
@@ -156,7 +165,12 @@ def import_results_folders(
         training_data=description.training_data,
         evaluation=description.evaluation,
     )
-    return write_bundle(out, contents)
+    bundle = write_bundle(out, contents)
+    if tell is not None and not selection.mirroring:
+        for source in sources:
+            if source.checkpoints[0].mirroring_axes:
+                tell(_FLIPS.format(configuration=source.plan.configuration))
+    return bundle
 
 
 def own_name(folder: Path, description: Description, selection: Selection) -> str:
@@ -316,16 +330,18 @@ def _facts(sources: Sequence[_Source], description: Description) -> dict[str, st
 
 
 def _orientation(sources: Sequence[_Source], told: str | None) -> str | None:
-    decided = {_orientation_of(source.plan, told or orientation_of(source.folder)) for source in sources}
+    decided = {_orientation_of(source, told) for source in sources}
     if len(decided) > 1:
         readers = ", ".join(sorted({source.plan.reader for source in sources}))
         raise BundleError(f"orientation: the readers {readers} turn images to different frames; tell SAR for all")
     return decided.pop()
 
 
-def _orientation_of(plan: Plan, told: str | None) -> str | None:
-    """Told by a person, or by the masks of the validation."""
+def _orientation_of(source: _Source, told: str | None) -> str | None:
+    """Told by a person, or by the masks of the validation; of a reader that turns every image, by nobody."""
+    plan = source.plan
     if not plan.reader.endswith("WithReorient"):
+        told = told or orientation_of(source.folder)
         if told is None:
             raise BundleError(_ORIENTATION_LACKS.format(reader=plan.reader or "(none named)"))
         return None if told == ANY_ORIENTATION else told

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from engines.errors import BundleError, UnsuitableVolume
+from engines.inference.cases import ENDINGS
 from engines.nifti import read_axis_codes
 
-_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 _MR = re.compile(r"\b(mri?|t1\w*|t2\w*|flair|adc|dwi|pd)\b", re.IGNORECASE)
 _CT = re.compile(r"\bct\b", re.IGNORECASE)
 
@@ -48,20 +48,26 @@ def orientation_of(results: Path) -> str | None:
     Returns
     -------
     Codes as `Grid.axis_codes` gives them, where all masks lie alike; None where there is none, or they lie in
-    several ways.
+    several ways, or are pictures of two dimensions, which have no frame.
+
+    Raises
+    ------
+    BundleError
+        Where one cannot be read; the message names it.
     """
-    found: set[str] = set()
-    for path in _masks(results):
-        try:
-            found.add(read_axis_codes(path))
-        except UnsuitableVolume:  # a picture of a 2D data set, which has no frame
-            return None
+    try:
+        found = {read_axis_codes(path) for path in _masks(results)}
+    except UnsuitableVolume as error:
+        raise BundleError(
+            f"{error}; it was to tell which way the training images lie: copy the folder again, or tell it "
+            "(--orientation)"
+        ) from error
     return found.pop() if len(found) == 1 else None
 
 
 def _masks(results: Path) -> Iterable[Path]:
     for folder in sorted(results.glob("fold_*/validation")):
-        yield from (path for path in sorted(folder.iterdir()) if path.name.endswith(_ENDINGS))
+        yield from (path for path in sorted(folder.iterdir()) if path.name.endswith(ENDINGS))
 
 
 def card_of(name: str, facts: Mapping[str, str]) -> str:

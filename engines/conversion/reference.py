@@ -2,6 +2,8 @@
 
 Preprocessing, windows, export, cascade, ensemble and postprocessing are the package's own functions (extra `train`),
 fed from the plans.json and dataset.json that the bundle keeps. It adds up in float16: that is how it behaves.
+Image files are read by its own reader, the one that the plan names: what it sees owes nothing to our reader, nor to
+what the bundle says of the orientation.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,12 +24,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.errors import BackendUnavailable, BundleError
+from engines.errors import BackendUnavailable, BundleError, UnsuitableVolume
 from engines.model.bundle import Bundle, Member
+from engines.model.certificate import Turned
 from engines.model.plan import PICTURES
-from engines.volume import Reorientation, Volume
+from engines.nifti import read_label_map
+from engines.volume import Grid, Reorientation, Volume
 
 _MEND = "pip install 'hilum[train]'"
+_WITHOUT_VOLUMES = (PICTURES, "Tiff3DIO")
+"""Readers that open none of the files that volumes come in: such a model is handed what our reader makes of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +46,14 @@ class Predicted:
         uint8 or uint16, (D, H, W), on the volume's own grid.
     seconds
         Of preprocess, network and labels, summed over the members, and the total.
+    turned
+        How the image had to be turned for the model, which nnunetv2 would not have done; None: it saw it as its own
+        reader does.
     """
 
     labels: NDArray[Any]
     seconds: Mapping[str, float]
+    turned: Turned | None = None
 
 
 class NnunetPredictor:
@@ -63,19 +73,82 @@ class NnunetPredictor:
         with _quiet():
             self._members = {member.name: _NnunetMember(member, device) for member in bundle.members}
 
+    @property
+    def compared_with(self) -> str:
+        """Name and version, and whether it averages over flips, as certificates name it."""
+        flips = any(member.mirroring_axes for member in self.bundle.members)
+        return f"{self.name} {'with' if flips else 'without'} mirroring"
+
     def segment(self, volumes: Sequence[Volume]) -> Predicted:
-        """Labels of one image, its channels in the bundle's order."""
-        clock = _Clock()
-        codes = volumes[0].grid.axis_codes
-        turn = Reorientation.between(codes, self.bundle.orientation or codes)
+        """Labels of one image in memory, its channels in the bundle's order, turned as the bundle says."""
+        turn = self._turn(volumes[0].grid)
         image = np.stack([turn.apply(volume.voxels) for volume in volumes])
-        spacing = turn.grid(volumes[0].grid).spacing_mm
+        found = self._predicted(image, turn.grid(volumes[0].grid).spacing_mm)
+        return replace(found, labels=np.ascontiguousarray(turn.undo(found.labels)))
+
+    def segment_files(self, files: Sequence[Path], volumes: Sequence[Volume]) -> Predicted:
+        """Labels of one image that nnunetv2 reads itself, on the files' own grid.
+
+        Only an image that lies otherwise than the bundle's orientation says is turned: as it lies, nnunetv2 would be
+        shown another image than the bundle. A reader that turns every image itself is left to do so, and its labels
+        are read back from the file that it writes.
+
+        Parameters
+        ----------
+        files, volumes
+            Of each channel, and what our reader made of it: only the grid is taken from that, unless the model's
+            reader opens no volumes.
+
+        Raises
+        ------
+        UnsuitableVolume
+            Where nnunetv2's reader cannot read a file, or sees another shape in it than ours.
+        """
+        grid, name = volumes[0].grid, self._reader_name
+        if name in _WITHOUT_VOLUMES:
+            return replace(self.segment(volumes), turned=self._turned(grid))
+        with _quiet():
+            reader = self._members[self._reading.name].reader()
+            image, properties = _read(reader, files)
+        if not name.endswith("WithReorient"):
+            return self._as_it_lies(image, properties["spacing"], grid, files[0])
+        found = self._predicted(image, properties["spacing"])
+        return replace(found, labels=_written_back(reader, found.labels, properties, grid, files[0]))
+
+    def _as_it_lies(self, image: NDArray[np.float32], spacing: Sequence[float], grid: Grid, file: Path) -> Predicted:
+        """Labels of what a reader gave that takes images as they lie, turned only where the bundle wants it so."""
+        if image.shape[1:] != grid.shape:
+            raise UnsuitableVolume(f"{file}: nnunetv2's {self._reader_name} reads {image.shape[1:]}, not {grid.shape}")
+        turn = self._turn(grid)
+        shown = np.stack([turn.apply(channel) for channel in image])
+        found = self._predicted(shown, [spacing[axis] for axis in turn.axes])
+        return replace(found, labels=np.ascontiguousarray(turn.undo(found.labels)), turned=self._turned(grid))
+
+    def _turn(self, grid: Grid) -> Reorientation:
+        return Reorientation.between(grid.axis_codes, self.bundle.orientation or grid.axis_codes)
+
+    def _turned(self, grid: Grid) -> Turned | None:
+        lies, shown = grid.axis_codes, self.bundle.orientation or grid.axis_codes
+        return None if lies == shown else Turned(lies, shown)
+
+    @property
+    def _reading(self) -> Member:
+        """Whose reader reads for all; of an ensemble's, one that turns nothing, where there is one."""
+        members = self.bundle.members
+        return next((each for each in members if not each.plan.reader.endswith("WithReorient")), members[0])
+
+    @property
+    def _reader_name(self) -> str:
+        return self._reading.plan.reader
+
+    def _predicted(self, image: NDArray[np.float32], spacing: Sequence[float]) -> Predicted:
+        """Labels of an array (C, D, H, W) as the model wants it, in the same frame."""
+        clock = _Clock()
         with _quiet(), TemporaryDirectory(prefix="hilum-") as scratch:
             labels = self._labels(image, spacing, Path(scratch), clock)
             with clock.stage("labels"):
                 labels = self._postprocessed(labels)
-        seconds = {**clock.spent, "total": sum(clock.spent.values())}
-        return Predicted(np.ascontiguousarray(turn.undo(labels)), seconds)
+        return Predicted(labels, {**clock.spent, "total": sum(clock.spent.values())})
 
     def logits(self, member: str, patch: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the network of a member's first fold answers to one patch (C, *patch): float32, (outputs, *patch)."""
@@ -177,6 +250,10 @@ class _NnunetMember:
             np.savez(keep, probabilities=answer[1])
             return np.asarray(answer[0])
 
+    def reader(self) -> Any:
+        """nnunetv2's own reader and writer of the files that the plan was made from."""
+        return self._plans.image_reader_writer_class()
+
     def logits(self, patch: NDArray[np.float32]) -> NDArray[np.float32]:
         """The first fold's network on one patch."""
         network, device = self._predictor.network.eval(), self._predictor.device
@@ -233,8 +310,42 @@ def _kept(member: Member, name: str) -> Any:
 def _parameters(network: torch.nn.Module, member: Member, fold: str) -> dict[str, torch.Tensor]:
     """A whole state of the network: nnU-Net's networks hold some tensors under several names, a bundle under one."""
     own = {key: torch.from_numpy(value) for key, value in member.weights(fold).items()}
-    network.load_state_dict(own, strict=False)
+    unexpected = network.load_state_dict(own, strict=False).unexpected_keys
+    if unexpected:
+        raise BundleError(
+            f"{member.name}, fold {fold}: nnunetv2's network has no tensor {unexpected[0]} ({len(unexpected)} such): "
+            "it is another network than ours; import the model again"
+        )
     return {key: value.clone() for key, value in network.state_dict().items()}
+
+
+def _read(reader: Any, files: Sequence[Path]) -> tuple[NDArray[np.float32], Mapping[str, Any]]:
+    """The array (C, D, H, W) that nnunetv2 sees, and what its reader keeps of the files."""
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        image, properties = reader.read_images([str(path) for path in files])
+    except (OSError, RuntimeError, ValueError, AssertionError, ImageFileError) as error:
+        said, taken = " ".join(str(error).split()), ", ".join(reader.supported_file_endings)
+        raise UnsuitableVolume(
+            f"{files[0]}: nnunetv2's {type(reader).__name__} cannot read it ({said}); it takes {taken}"
+        ) from error
+    return image, properties
+
+
+def _written_back(
+    reader: Any, labels: NDArray[Any], properties: Mapping[str, Any], grid: Grid, file: Path
+) -> NDArray[Any]:
+    """Labels on the file's own grid, as nnunetv2's reader and writer brings them back to it."""
+    with _quiet(), TemporaryDirectory(prefix="hilum-") as scratch:
+        path = Path(scratch) / "labels.nii.gz"
+        reader.write_seg(labels, str(path), properties)
+        back = read_label_map(path, {})
+    if not back.grid.same_as(grid, tolerance_mm=0.1):
+        raise UnsuitableVolume(
+            f"{file}: nnunetv2's {type(reader).__name__} writes labels on another grid than the file's"
+        )
+    return np.asarray(back.labels)
 
 
 @contextmanager

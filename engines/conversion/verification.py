@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from engines.backends.base import REFERENCE, Engine, Placement
 from engines.backends.catalogue import backend_class
 from engines.conversion.reference import NnunetPredictor
-from engines.errors import BackendUnavailable, UnsuitableVolume
+from engines.errors import BackendUnavailable, EngineError, UnsuitableVolume
 from engines.inference.cases import Case, only_or_all
 from engines.inference.choice import default_engines
 from engines.inference.fastest import OpenEngine
@@ -33,6 +33,7 @@ from engines.model.certificate import (
     REFERENCE_LIMITS,
     Certificate,
     Limits,
+    Turned,
     agreement,
     certify,
     parity_folder,
@@ -42,6 +43,12 @@ from engines.volume import Volume
 Against = Literal["nnunetv2", "torch"]
 Tell = Callable[[str], None]
 Labels = NDArray[Any]
+
+
+_NOTHING = (
+    "nothing to hold against torch here: no other engine can run on {device}; install one (pip install "
+    "'hilum[openvino]'), name one (--engine), or hold torch itself against nnunetv2 (--against nnunetv2)"
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,8 @@ def verify(
     Raises
     ------
     BackendUnavailable
-        Where nnunetv2 is not installed, or an engine that was asked for cannot run here.
+        Where nnunetv2 is not installed, an engine that was asked for cannot run here, or there is none to hold against
+        torch and nothing else to show.
     BundleError
         Where the bundle keeps nothing that nnunetv2 could be fed with.
     UnsuitableVolume
@@ -82,6 +90,8 @@ def verify(
     """
     opens: OpenEngine = open_engine or Segmenter.open
     others = _others(demand)
+    if demand.against == "torch" and not others:
+        raise BackendUnavailable(_NOTHING.format(device=demand.placement.device))
     theirs = _nnunet_labels(bundle, cases, demand, tell) if demand.against == "nnunetv2" else None
     with closing(opens(bundle, REFERENCE, demand.placement)) as reference:
         ours = _labels(reference, bundle, cases, tell)
@@ -96,11 +106,24 @@ def verify(
 
 
 def keep_volumes(bundle: Bundle, cases: Sequence[Case]) -> Path:
-    """Copy images into the folder beside the bundle on which a node certifies engines; returns it."""
+    """Copy images into the folder beside the bundle on which a node certifies engines; returns it.
+
+    Raises
+    ------
+    EngineError
+        Where one cannot be copied; the message names it.
+    """
     folder = parity_folder(bundle.folder)
-    folder.mkdir(exist_ok=True)
-    for path in (path for case in cases for path in case.files):
-        shutil.copyfile(path, folder / path.name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (path for case in cases for path in case.files):
+            if path.resolve() != (folder / path.name).resolve():  # the folder may be the one that was verified on
+                shutil.copyfile(path, folder / path.name)
+    except OSError as error:
+        raise EngineError(
+            f"{error.filename2 or error.filename or folder}: {error.strerror or error}: the volumes are not kept "
+            f"(--keep); give {folder} room and rights, and verify again"
+        ) from error
     return folder
 
 
@@ -110,20 +133,22 @@ class _Theirs:
 
     name: str
     labels: tuple[Labels, ...]
+    turned: tuple[Turned | None, ...]
     logits_error: float
     """Between its logits and those stored in the bundle, on the parity crops."""
 
 
 def _nnunet_labels(bundle: Bundle, cases: Sequence[Case], demand: Verification, tell: Tell) -> _Theirs:
     predictor = NnunetPredictor(bundle, demand.placement.device)
-    labels = []
+    labels, turned = [], []
     for number, (case, volumes) in enumerate(_read(bundle, cases), start=1):
-        answer = predictor.segment(volumes)
+        answer = predictor.segment_files(case.files, volumes)
         tell(f"{number}/{len(cases)} {case.name}: {predictor.name}, {answer.seconds['total']:.1f} s")
         labels.append(answer.labels)
+        turned.append(answer.turned)
     crops = [(member.name, member.parity()) for member in bundle.members]
     error = max(logits_error(predictor.logits(name, crop.image), crop) for name, crop in crops)
-    return _Theirs(predictor.name, tuple(labels), error)
+    return _Theirs(predictor.compared_with, tuple(labels), tuple(turned), error)
 
 
 def _labels(segmenter: OpenSegmenter, bundle: Bundle, cases: Sequence[Case], tell: Tell) -> tuple[Labels, ...]:
@@ -142,8 +167,10 @@ def _reference_certificate(
     bundle: Bundle, cases: Sequence[Case], theirs: _Theirs, ours: Sequence[Labels], placement: Placement
 ) -> Certificate:
     compared = [
-        agreement(volumes, reference, found, bundle.labels)
-        for (_, volumes), reference, found in zip(_read(bundle, cases), theirs.labels, ours, strict=True)
+        agreement(volumes, reference, found, bundle.labels, turned)
+        for (_, volumes), reference, found, turned in zip(
+            _read(bundle, cases), theirs.labels, ours, theirs.turned, strict=True
+        )
     ]
     key = engine_key(bundle, REFERENCE, placement.device)
     return certify(bundle.name, key, theirs.name, REFERENCE_LIMITS, compared, logits_error=theirs.logits_error)

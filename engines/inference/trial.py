@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from engines.inference.estimate import Estimate
 from engines.inference.segmenter import Segmentation
 from engines.model.bundle import Bundle, Member, ParityCrop
 from engines.model.certificate import (
+    PATH_REVISION,
     Certificate,
     EngineKey,
     Limits,
@@ -75,7 +77,12 @@ class Trial:
 def engine_key(bundle: Bundle, engine: Engine, device: str) -> EngineKey:
     """What records of this engine, on this machine, are filed under."""
     return EngineKey(
-        bundle.digest, engine.backend, engine.precision, library_version(engine.backend), device_name(device)
+        bundle.digest,
+        engine.backend,
+        engine.precision,
+        library_version(engine.backend),
+        device_name(device),
+        PATH_REVISION,
     )
 
 
@@ -90,10 +97,10 @@ def library_version(backend: str) -> str:
 
 
 def device_name(device: str) -> str:
-    """`cpu`, or the name of a card where torch finds one."""
+    """`cpu x86_64`, or the name of a card where torch finds one."""
     if device.startswith("cuda") and torch.cuda.is_available():
         return str(torch.cuda.get_device_name(torch.device(device)))
-    return device
+    return f"cpu {platform.machine()}" if device == "cpu" else device
 
 
 def reference_name() -> str:

@@ -6,10 +6,12 @@ that names results stays as it is; a node keeps those that it made itself in a f
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -25,6 +27,11 @@ from engines.volume import Volume
 
 JUDGED_VOXELS = 1000
 """A label of fewer voxels, in both masks, is reported but not judged: one voxel would be too much of it."""
+
+PATH_REVISION = 1
+"""Of our own road from voxels to labels. Raise it by hand in every change after which a mask may differ by more than
+rounding (preprocessing, windows, sums, labels, postprocessing, a backend's graph): certificates and speeds of the
+road before then fit no longer, nodes certify anew, and the shipped ones are made again (docs/develop.md)."""
 
 Outcome = Literal["passed", "failed", "nothing judged"]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -87,6 +94,19 @@ class LabelAgreement(_Record):
 
 
 @dataclass(frozen=True)
+class Turned(_Record):
+    """A volume that does not lie as the model's orientation says: nnunetv2 by itself would have seen another image."""
+
+    lies: str
+    """Axis codes of the file."""
+    shown: str
+    """Those of the array that both were shown: the model's orientation."""
+
+    def __str__(self) -> str:
+        return f"lies {self.lies}, was turned to {self.shown} for both"
+
+
+@dataclass(frozen=True)
 class VolumeAgreement(_Record):
     """Two masks of one volume. The volume is named by its digest: a certificate says nothing of a patient."""
 
@@ -95,6 +115,8 @@ class VolumeAgreement(_Record):
     equal_voxels: float
     labels: tuple[LabelAgreement, ...]
     """Those with a voxel in either mask."""
+    turned: Turned | None = None
+    """None: each saw the volume by its own reader, as the file lies."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +138,9 @@ class EngineKey(_Record):
     library: str
     """Name and version, as `openvino 2026.4.1`."""
     device: str
-    """`cpu`, or the name of the card."""
+    """`cpu x86_64`, or the name of the card."""
+    revision: int = 0
+    """`PATH_REVISION` of the program that made the record; 0: of one that knew no revisions."""
 
     @property
     def engine(self) -> str:
@@ -131,7 +155,7 @@ class Certificate(_Record):
     bundle: str
     key: EngineKey
     reference: str
-    """What it was held against, as `nnunetv2 2.8.1` or `torch float32 2.13.0`."""
+    """What it was held against, as `nnunetv2 2.8.1 without mirroring` or `torch float32 2.13.0`."""
     limits: Limits
     volumes: tuple[VolumeAgreement, ...]
     verdict: Verdict
@@ -227,22 +251,40 @@ def read_records(path: Path) -> Records:
 def add_record(path: Path, new: Certificate | Speed) -> None:
     """Put a record into a file, all of it or nothing; an older one of the same engine leaves.
 
+    Processes that share the file wait for each other, by a lock on `.NAME.lock` beside it, which stays.
+
     Raises
     ------
     BundleError
         Where what lies there is not a file of records, or cannot be written.
     """
-    text = _RECORDS.dump_json(read_records(path).having(new), indent=2)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_name(f".{path.name}.lock")):
+            _replace(path, _RECORDS.dump_json(read_records(path).having(new), indent=2) + b"\n")
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone among all who lock this file, threads included; the lock leaves with whoever holds it, even when killed."""
+    with path.open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole, or leave the one that is there."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
         with draft.open("wb") as stream:
-            stream.write(text + b"\n")
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         draft.replace(path)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 _RECORDS = TypeAdapter(Records)
@@ -250,7 +292,7 @@ _CERTIFICATE = TypeAdapter(Certificate)
 
 
 def plain(certificates: Sequence[Certificate]) -> list[Any]:
-    """The same for JSON, each with its number."""
+    """Certificates as their file holds them, for JSON, each with its number."""
     return [{"number": each.number, **_CERTIFICATE.dump_python(each, mode="json")} for each in certificates]
 
 
@@ -278,8 +320,14 @@ def refused(bundle: str, key: EngineKey, reference: str, limits: Limits, reason:
 def judge(volumes: Sequence[VolumeAgreement], limits: Limits) -> Verdict:
     """Whether every judged label of every volume lies within the limits.
 
-    Where no label had voxels enough, nothing was shown, and that does not pass.
+    Where no label had voxels enough, nothing was shown, and that does not pass. Nor does it where every volume had to
+    be turned: then the model's orientation, and with it left and right, is nobody's but the importer's word.
     """
+    turned = [each.turned for each in volumes if each.turned]
+    if turned and len(turned) == len(volumes):
+        return Verdict(
+            "failed", f"no image lies as the model's orientation {turned[0].shown} says: is --orientation right?"
+        )
     faults = [fault for number, each in enumerate(volumes, start=1) for fault in _faults(number, each, limits)]
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
@@ -292,7 +340,8 @@ def judge(volumes: Sequence[VolumeAgreement], limits: Limits) -> Verdict:
     return Verdict(
         "passed",
         f"{len(judged)} labels in {len(volumes)} volumes: Dice at least {worst:.4f}, volumes within {furthest:.2f} %, "
-        f"at least {100 * equal:.3f} % of voxels equal",
+        f"at least {100 * equal:.3f} % of voxels equal"
+        + (f"; {len(turned)} of {len(volumes)} volumes turned for both to {turned[0].shown}" if turned else ""),
     )
 
 
@@ -311,6 +360,7 @@ def agreement(
     reference: NDArray[np.integer],
     found: NDArray[np.integer],
     names: Mapping[int, str],
+    turned: Turned | None = None,
 ) -> VolumeAgreement:
     """Two label maps of one volume compared.
 
@@ -322,6 +372,8 @@ def agreement(
         Integer, (D, H, W), of one shape.
     names
         Of every label, background left out.
+    turned
+        How the volume was turned for both, where it was.
 
     Raises
     ------
@@ -341,7 +393,7 @@ def agreement(
         if (total := theirs[label] + ours[label])
     )
     d, h, w = volumes[0].grid.shape
-    return VolumeAgreement(volume_digest(volumes), (d, h, w), float(same.mean()), labels)
+    return VolumeAgreement(volume_digest(volumes), (d, h, w), float(same.mean()), labels, turned)
 
 
 def volume_digest(volumes: Sequence[Volume]) -> str:
@@ -355,8 +407,8 @@ def volume_digest(volumes: Sequence[Volume]) -> str:
 
 
 def hilum_version() -> str:
-    """The version of this program."""
+    """The version of this program; `unknown` where it runs without being installed."""
     try:
         return metadata.version("hilum")
     except metadata.PackageNotFoundError:
-        return "0.1.0"
+        return "unknown"

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from engines.conversion.dataset import read_labels
 from engines.conversion.nnunet import Description, Selection, import_results_folders
-from engines.conversion.plans import read_plan
 from engines.model.bundle import Bundle
+from engines.model.dataset import read_labels
+from engines.model.plan import read_plan
 from engines.nifti import read_volume
 from engines.volume import Volume
 
@@ -48,6 +48,7 @@ class Recipe:
     """Name, normalisation and mask of each image, where there are several."""
     regions: tuple[tuple[int, ...], ...] = ()
     """The labels of each region, where the network gives regions; the n-th paints the label n + 1."""
+    reader: str = "SimpleITKIO"
     previous_stage: bool = False
     """Whether it is the second network of a cascade, after `first`."""
 
@@ -121,7 +122,7 @@ def plans_of(recipe: Recipe) -> dict[str, Any]:
         "plans_name": "nnUNetPlans",
         "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
         "original_median_shape_after_transp": [50, 50, 50],
-        "image_reader_writer": "SimpleITKIO",
+        "image_reader_writer": recipe.reader,
         "transpose_forward": list(recipe.transpose),
         "transpose_backward": backward,
         "configurations": {"3d_fullres": configuration, recipe.name: small},

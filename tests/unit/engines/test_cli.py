@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from engines.backends.base import Placement
 from engines.cli import main
+from engines.commands import verifying
+from engines.commands.writing import writing
+from engines.errors import EngineError
 from engines.model.bundle import Bundle, load_bundle
-from engines.model.certificate import certificates_path, parity_folder, read_records
+from engines.model.certificate import (
+    REFERENCE_LIMITS,
+    EngineKey,
+    LabelAgreement,
+    Turned,
+    VolumeAgreement,
+    certificates_path,
+    certify,
+    parity_folder,
+    read_records,
+)
 from engines.nifti import read_label_map, write_label_map, write_volume
 from engines.volume import Grid, LabelMap, Volume
 
@@ -40,6 +57,17 @@ def test_import(results: Path, card: Path, tmp_path: Path, capsys: pytest.Captur
     assert bundle.limits.min_extent_mm == (10.0, 20.0, 30.0)
     assert bundle.unreported == (2,)
     assert bundle.evaluation == {"dice": 0.87}
+
+
+def test_import_says_that_flips_were_left_out(
+    results: Path, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = f"--out {tmp_path}/b --name unit --version 1 --modality MR --card {card} --orientation any".split()
+    assert main(["import", str(results), *options]) == 0
+    assert "nnUNetv2_predict averages over flips by default" in capsys.readouterr().err
+    options[1] = f"{tmp_path}/c"
+    assert main(["import", str(results), *options, "--mirroring"]) == 0
+    assert "flips" not in capsys.readouterr().err
 
 
 def test_import_says_which_labels_have_no_code(
@@ -201,6 +229,77 @@ def test_verify_says_what_is_wrong_in_one_line(
     ):
         assert main(["verify", bundle, "--against", "torch", *arguments]) == 1
         assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_nothing_to_hold_against_torch_is_no_success(
+    make_bundle: Callable[..., Bundle], volumes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["verify", str(make_bundle().folder), "--volumes", str(volumes), "--against", "torch"]
+    assert main([*arguments, "--engine", "torch"]) == 1
+    assert "nothing to hold against torch here" in capsys.readouterr().err
+
+
+def test_a_turned_volume_stands_in_the_table(
+    make_bundle: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = EngineKey("d" * 64, "torch", "float32", "torch 2", "cpu x86_64")
+    labels = (LabelAgreement(1, "liver", 4000, 4000, 1.0),)
+    volumes = [VolumeAgreement("a" * 64, (9, 9, 9), 1.0, labels, turned) for turned in (None, Turned("SAR", "SPL"))]
+    verifying._show_certificate(certify("unit", key, "nnunetv2 2", REFERENCE_LIMITS, volumes), ["one", "two"])
+    said = capsys.readouterr().out
+    assert "  two                      lies SAR, was turned to SPL for both\n" in said
+    assert "one                      lies" not in said
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "many"])
+@pytest.mark.parametrize("option", ["--limit", "--threads"])
+def test_numbers_that_mean_nothing_are_refused(
+    tmp_path: Path, option: str, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(tmp_path), "--volumes", str(tmp_path), f"{option}={number}"])
+    assert ended.value.code == 2
+    assert f"{option}: {number!r} is not a whole number above 0" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work_and_named_after_it(
+    make_bundle: Callable[..., Bundle],
+    image: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle, lacking = str(make_bundle().folder), tmp_path / "gone"
+    labels = lacking / "labels.nii.gz"
+    assert main(["segment", bundle, str(image), str(labels), "--engine", "torch", "--threads", "1"]) == 1
+    assert f"{labels}: there is no folder {lacking}" in capsys.readouterr().err
+    assert main(["segment", bundle, str(image), str(tmp_path / "labels.what"), "--engine", "torch"]) == 1
+    assert f"{tmp_path}/labels.what: cannot be written" in capsys.readouterr().err.splitlines()[-1]
+    arguments = ["evaluate", bundle, "--images", str(image.parent), "--labels", str(image.parent), "--out"]
+    assert main([*arguments, str(lacking / "figures.json")]) == 1
+    assert f"there is no folder {lacking}" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path)]) == 1
+    assert f"{tmp_path}: is a folder" in capsys.readouterr().err
+
+
+def test_a_system_error_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    with pytest.raises(EngineError, match=r"figures\.json: cannot be written: No space left"), writing(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_bundle_whose_name_begins_with_a_hyphen_is_verified_as_usual(
+    make_bundle: Callable[..., Bundle], volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative folder such as `-m` is a name to the program, and would be an option to a command line."""
+    from engines.conversion import verification
+
+    told: list[verification.Verification] = []
+    monkeypatch.setattr(verification, "verify", lambda _bundle, _cases, demand, _tell: told.append(demand) or [])
+    bundle = replace(make_bundle(), folder=Path("-m"))
+    assert verifying.verified_as_usual(bundle, volumes, as_json=True) == []
+    assert told == [verification.Verification(Placement.told())]
+    assert main(["verify", str(make_bundle().folder), "--volumes", str(volumes)]) == 0
+    assert told[1] == told[0]
 
 
 def test_import_verifies_straight_after(

@@ -73,3 +73,27 @@ def test_the_command_says_what_was_compared(
     assert main([*options, str(tmp_path / "two")]) == 0
     assert "not compared with torch" in capsys.readouterr().out
     assert (tmp_path / "two" / "small.fold_0.float32.onnx").is_file()
+
+
+def test_what_onnx_runtime_raises_is_said_in_our_words(
+    make_bundle: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runtime that is too old for the graph's opset, for one."""
+    graph = module.onnx_graph
+
+    def from_the_future(plan: Any, weights: Any, form: GraphForm) -> Any:
+        model = graph(plan, weights, form)
+        model.ir_version = 999
+        return model
+
+    monkeypatch.setattr(module, "onnx_graph", from_the_future)
+    monkeypatch.setattr(onnx.checker, "check_model", lambda *_, **__: None)
+    with pytest.raises(EngineError, match=r"float32\.onnx: ONNX Runtime .* cannot run it .*nothing kept"):
+        export(make_bundle(), tmp_path / "out", GraphForm())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EngineError, match=r"file/out: cannot be written: File exists; .*--out"):
+        export(make_bundle(), tmp_path / "file/out", GraphForm())

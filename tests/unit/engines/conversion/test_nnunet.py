@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
-from engines.conversion.nnunet import Description, import_results_folders
-from engines.conversion.own_words import modalities_of
+from engines.conversion.nnunet import Description, Selection, import_results_folders
+from engines.conversion.own_words import modalities_of, orientation_of
 from engines.errors import BundleError
 from engines.model.bundle import Bundle
 from engines.nifti import write_label_map
@@ -270,6 +271,39 @@ def test_what_is_left_out_the_folder_tells(results: Path, tmp_path: Path) -> Non
     assert (bundle.name, bundle.version, bundle.modalities, bundle.orientation) == ("unit", "1", ("MR",), "SAR")
     assert "liver, spleen" in bundle.card.read_text()
     assert "not stated" in bundle.card.read_text()
+
+
+def test_a_broken_mask_is_named_and_pictures_tell_nothing(results: Path, tmp_path: Path) -> None:
+    masks = results / "fold_0/validation"
+    write_masks(masks, "SAR", "SAR")
+    (masks / "case_1.nii.gz").write_bytes(b"cut short")
+    with pytest.raises(BundleError, match=r"case_1\.nii\.gz: cannot be read as an image; .*--orientation"):
+        orientation_of(results)
+    with pytest.raises(BundleError, match=r"case_1\.nii\.gz"):
+        import_results_folders([results], tmp_path / "out", Description())
+    assert import_results_folders([results], tmp_path / "out", Description(orientation="SPL")).orientation == "SPL"
+    (masks / "case_1.nii.gz").unlink()
+    sitk.WriteImage(sitk.Image(4, 5, sitk.sitkUInt8), str(masks / "case_1.nii.gz"))
+    assert orientation_of(results) is None
+
+
+def test_a_reader_that_turns_images_needs_no_masks(results: Path, tmp_path: Path) -> None:
+    """nnU-Net writes its masks back as the images lay: those of such a reader lie in any way."""
+    plans = json.loads((results / "plans.json").read_text())
+    (results / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": "SimpleITKIOWithReorient"}))
+    write_masks(results / "fold_0/validation", "SPL", "SPL")
+    assert import_results_folders([results], tmp_path / "out", Description()).orientation == "SAR"
+
+
+def test_mirroring_that_was_not_asked_for_is_told(results: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    description = Description(orientation="SPL")
+    import_results_folders([results], tmp_path / "without", description, tell=said.append)
+    assert len(said) == 1
+    assert said[0].startswith("Without mirroring: ")
+    assert "nnUNetv2_predict averages over flips by default, and --mirroring does so too" in said[0]
+    import_results_folders([results], tmp_path / "with", description, Selection(mirroring=True), said.append)
+    assert len(said) == 1
 
 
 def test_masks_that_lie_in_several_ways_tell_nothing(results: Path, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from engines.backends.base import REFERENCE, Availability, Engine, Placement
 from engines.conversion import verification
 from engines.conversion.reference import Predicted
 from engines.conversion.verification import Verification, keep_volumes, verify
-from engines.errors import BackendUnavailable, UnsuitableVolume
+from engines.errors import BackendUnavailable, EngineError, UnsuitableVolume
 from engines.inference.cases import find_cases
 from engines.inference.trial import Trial
 from engines.model.bundle import Bundle
-from engines.model.certificate import REFERENCE_LIMITS, Certificate, Limits, parity_folder
+from engines.model.certificate import REFERENCE_LIMITS, Certificate, Limits, Turned, parity_folder
 from engines.nifti import write_volume
 from engines.volume import Grid, LabelMap, Volume
 
@@ -39,11 +39,13 @@ class Everything:
         self.lost: dict[object, int] = {}
         self.asked: list[str] = []
         self.missing: set[Engine] = set()
+        self.turned: dict[str, Turned] = {}
 
     def predictor(self, bundle: Bundle, _device: str) -> Any:
-        def segment(volumes: Sequence[Volume]) -> Predicted:
+        def segment_files(files: Sequence[Path], volumes: Sequence[Volume]) -> Predicted:
             self.asked.append("nnunetv2")
-            return Predicted(bright(volumes[0], self.lost.get("nnunetv2", 0)), {"total": 1.0})
+            turned = self.turned.get(files[0].name)
+            return Predicted(bright(volumes[0], self.lost.get("nnunetv2", 0)), {"total": 1.0}, turned)
 
         def logits(_member: str, patch: Any) -> Any:
             crop = bundle.members[0].parity()
@@ -52,7 +54,8 @@ class Everything:
             full[(slice(None), *(slice(None, None, crop.step),) * 3)] = crop.logits + 0.5 * crop.logits.std()
             return full
 
-        return SimpleNamespace(name="nnunetv2 2.8.1", segment=segment, logits=logits)
+        words = {"name": "nnunetv2 2.8.1", "compared_with": "nnunetv2 2.8.1 without mirroring"}
+        return SimpleNamespace(**words, segment_files=segment_files, logits=logits)
 
     def open(self, _bundle: Bundle, engine: Engine, _placement: Placement) -> Any:
         def segment(volume: Volume, _progress: Any = None) -> Any:
@@ -162,3 +165,52 @@ def test_volumes_are_kept_beside_the_bundle(make_bundle: Any, volumes: Path) -> 
     bundle = make_bundle()
     keep_volumes(bundle, find_cases(volumes, 1))
     assert [each.name for each in find_cases(parity_folder(bundle.folder), 1)] == ["one", "two"]
+
+
+def test_a_volume_that_was_turned_for_both_is_said_to_be(
+    everything: Everything, make_bundle: Any, volumes: Path
+) -> None:
+    everything.turned = {"two.nii.gz": Turned("SAR", "SPL")}
+    made, _ = verified(everything, make_bundle(), volumes, engines=(MIDDLE,))
+    assert [each.turned for each in made[0].volumes] == [None, Turned("SAR", "SPL")]
+    assert [each.turned for each in made[1].volumes] == [None, None]
+    assert made[0].verdict.outcome == "passed"
+    assert made[0].verdict.reason.endswith("; 1 of 2 volumes turned for both to SPL")
+    assert made[0].reference == "nnunetv2 2.8.1 without mirroring"
+
+
+def test_an_orientation_in_which_no_volume_lies_is_not_verified(
+    everything: Everything, make_bundle: Any, volumes: Path
+) -> None:
+    everything.turned = {f"{name}.nii.gz": Turned("SAR", "SPL") for name in ("one", "two")}
+    made, _ = verified(everything, make_bundle(), volumes, engines=(REFERENCE,))
+    assert made[0].verdict.outcome == "failed"
+    assert made[0].verdict.reason == "no image lies as the model's orientation SPL says: is --orientation right?"
+
+
+@pytest.mark.parametrize("engines", [(), (REFERENCE,)])
+def test_nothing_to_hold_against_torch_is_said_before_anything_is_computed(
+    everything: Everything, make_bundle: Any, volumes: Path, engines: tuple[Engine, ...]
+) -> None:
+    everything.missing = {FAST, MIDDLE}
+    with pytest.raises(BackendUnavailable, match=r"nothing to hold against torch here: .*--engine"):
+        verified(everything, make_bundle(), volumes, against="torch", engines=engines)
+    assert everything.asked == []
+
+
+def test_volumes_that_lie_in_the_parity_folder_stay_there(make_bundle: Any, volumes: Path) -> None:
+    bundle = make_bundle()
+    volumes.rename(parity_folder(bundle.folder))
+    keep_volumes(bundle, find_cases(parity_folder(bundle.folder), 1))
+    assert [each.name for each in find_cases(parity_folder(bundle.folder), 1)] == ["one", "two"]
+
+
+def test_volumes_that_cannot_be_kept_are_named(make_bundle: Any, volumes: Path) -> None:
+    bundle, cases = make_bundle(), find_cases(volumes, 1)
+    (volumes / "two.nii.gz").unlink()
+    with pytest.raises(EngineError, match=r"two\.nii\.gz: No such file .*--keep"):
+        keep_volumes(bundle, cases)
+    other = make_bundle("other")
+    parity_folder(other.folder).write_text("in the way")
+    with pytest.raises(EngineError, match=r"other\.parity: File exists"):
+        keep_volumes(other, cases)

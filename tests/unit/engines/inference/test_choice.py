@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 from engines.backends.base import REFERENCE, Availability, Engine, Placement
 from engines.inference import choice
 from engines.inference.choice import Candidate, Policy, candidates, decide, default_engines, standing, waiting
-from engines.inference.trial import engine_key
+from engines.inference.trial import device_name, engine_key
 from engines.model.certificate import (
     ENGINE_LIMITS,
+    PATH_REVISION,
     Certificate,
     EngineKey,
     LabelAgreement,
@@ -34,7 +36,10 @@ PLACEMENT = Placement(threads=2)
 
 
 def key(engine: Engine, **changes: str) -> EngineKey:
-    return replace(EngineKey("d" * 64, engine.backend, engine.precision, f"{engine.backend} 1.0", "cpu"), **changes)
+    own = EngineKey(
+        "d" * 64, engine.backend, engine.precision, f"{engine.backend} 1.0", device_name("cpu"), PATH_REVISION
+    )
+    return replace(own, **changes)
 
 
 def made(engine: Engine, dice: float = 0.999, reference: str = "torch float32 1.0", **changes: str) -> Certificate:
@@ -204,6 +209,7 @@ def test_defaults() -> None:
 def test_what_an_engine_is_filed_under() -> None:
     found: Any = SimpleNamespace(digest="d" * 64)
     filed = engine_key(found, REFERENCE, "cpu")
-    assert (filed.backend, filed.precision, filed.device) == ("torch", "float32", "cpu")
+    assert (filed.backend, filed.precision, filed.device) == ("torch", "float32", f"cpu {platform.machine()}")
+    assert filed.revision == PATH_REVISION
     assert filed.library.startswith("torch 2.")
     assert "+" not in filed.library  # what it was built for is the device's matter

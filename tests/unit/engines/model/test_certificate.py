@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ from numpy.typing import NDArray
 from engines.errors import BundleError
 from engines.model.bundle import SHIPPED, load_bundle
 from engines.model.certificate import (
+    PATH_REVISION,
     REFERENCE_LIMITS,
     Certificate,
     EngineKey,
@@ -21,11 +26,13 @@ from engines.model.certificate import (
     Limits,
     Records,
     Speed,
+    Turned,
     VolumeAgreement,
     add_record,
     agreement,
     certificates_path,
     certify,
+    hilum_version,
     judge,
     parity_folder,
     read_records,
@@ -35,7 +42,7 @@ from engines.model.certificate import (
 from engines.volume import Grid, Volume
 
 NAMES = {1: "liver", 2: "spleen"}
-KEY = EngineKey("d" * 64, "openvino", "bfloat16", "openvino 2026.4.1", "cpu")
+KEY = EngineKey("d" * 64, "openvino", "bfloat16", "openvino 2026.4.1", "cpu x86_64", PATH_REVISION)
 Mask = NDArray[np.uint8]
 
 
@@ -156,7 +163,7 @@ def test_a_file_says_again_what_was_written(tmp_path: Path, certificate: Certifi
     assert read_records(path) == Records(1, (certificate,), (speed,))
     assert read_records(path).certificate(KEY) == certificate
     assert read_records(path).speed(KEY, 2) == speed
-    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert {each.name for each in path.parent.iterdir()} == {path.name, f".{path.name}.lock"}
     assert certificate.number == read_records(path).certificates[0].number
     assert certificate.verdict.outcome == "passed"
 
@@ -165,6 +172,7 @@ def test_what_is_known_is_of_this_very_engine(tmp_path: Path, certificate: Certi
     """Another digest, precision, library or device is another engine: nothing is known of it."""
     records = Records(certificates=(certificate,), speeds=(Speed(KEY, 2, 0.25, certificate.made_at),))
     for change in (
+        {"revision": PATH_REVISION + 1},
         {"digest": "e" * 64},
         {"precision": "float32"},
         {"library": "openvino 2026.5.0"},
@@ -236,19 +244,94 @@ def test_not_a_number_is_no_figure(tmp_path: Path, certificate: Certificate) -> 
         read_records(path)
 
 
+def test_a_record_of_a_program_without_revisions_is_read_and_fits_nothing(
+    tmp_path: Path, certificate: Certificate
+) -> None:
+    path = tmp_path / "records.json"
+    add_record(path, certificate)
+    tree = json.loads(path.read_text())
+    del tree["certificates"][0]["key"]["revision"]
+    for each in tree["certificates"][0]["volumes"]:
+        del each["turned"]
+    path.write_text(json.dumps(tree))
+    assert read_records(path).certificates[0].key == replace(KEY, revision=0)
+    assert read_records(path).certificate(KEY) is None
+
+
+def test_volumes_that_were_all_turned_show_nothing_of_the_orientation() -> None:
+    good = one(LabelAgreement(1, "liver", 4000, 4000, 1.0))
+    turned = replace(good, turned=Turned("SAR", "SPL"))
+    verdict = judge([turned, turned], REFERENCE_LIMITS)
+    assert verdict.outcome == "failed"
+    assert verdict.reason == "no image lies as the model's orientation SPL says: is --orientation right?"
+    assert judge([good, turned], REFERENCE_LIMITS).reason.endswith("; 1 of 2 volumes turned for both to SPL")
+
+
+def test_processes_that_share_a_file_lose_no_record(tmp_path: Path, certificate: Certificate) -> None:
+    """Each adds records of its own, all at once; without the lock one would write over what another has read."""
+    path, each_adds = tmp_path / "records.json", 15
+    processes = [
+        get_context("fork").Process(target=_add_speeds, args=(path, certificate, range(first, first + each_adds)))
+        for first in (0, each_adds, 2 * each_adds)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert {each.threads for each in read_records(path).speeds} == set(range(3 * each_adds))
+
+
+def _add_speeds(path: Path, certificate: Certificate, threads: range) -> None:
+    for number in threads:
+        add_record(path, Speed(KEY, number, 0.25, certificate.made_at))
+
+
+def test_a_write_that_fails_leaves_no_draft(
+    tmp_path: Path, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "records.json"
+    add_record(path, certificate)
+    before = path.read_text()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BundleError, match=r"records\.json: cannot be written: No space left"):
+        add_record(path, replace(certificate, hilum="later"))
+    assert path.read_text() == before
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, f".{path.name}.lock"}
+
+
+def test_a_program_that_is_not_installed_names_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert hilum_version() == "unknown"
+
+
 def test_places(tmp_path: Path) -> None:
     assert certificates_path(tmp_path / "liver-ct") == tmp_path / "liver-ct.certificates.json"
     assert parity_folder(tmp_path / "liver-ct") == tmp_path / "liver-ct.parity"
     assert site_path(tmp_path, "d" * 64) == tmp_path / ("d" * 64 + ".certificates.json")
 
 
+_MAKE_ANEW = (
+    "the certificates in engines/bundles do not fit this program: make them anew with `hilum-models verify "
+    "engines/bundles/NAME --volumes FOLDER`, on the volumes that docs/develop.md tells (Certificates)"
+)
+
+
 @pytest.mark.parametrize("name", ["phantom", "hippocampus-mr"])
 def test_the_shipped_bundles_are_certified_as_they_are_shipped(name: str) -> None:
-    """Made again with `hilum-models verify` whenever a digest changes."""
+    """Made again whenever a digest, the revision of our path or what a device is called changes."""
     bundle = load_bundle(SHIPPED / name)
     made = read_records(certificates_path(bundle.folder)).certificates
     found = {each.key.engine: each for each in made if each.key.digest == bundle.digest}
-    assert set(found) == {"torch float32", "openvino bfloat16", "openvino float32"}
+    assert set(found) == {"torch float32", "openvino bfloat16", "openvino float32"}, _MAKE_ANEW
+    fits = {(each.key.device, each.key.revision) for each in found.values()}
+    assert fits == {("cpu x86_64", PATH_REVISION)}, _MAKE_ANEW
     assert found["torch float32"].reference.startswith("nnunetv2 ")
     assert judge(found["torch float32"].volumes, REFERENCE_LIMITS).outcome == "passed"
     assert {each.under(Limits()).outcome for each in found.values()} == {"passed"}
