@@ -261,7 +261,7 @@ class Bench:
     turns
         Jobs work beside each other: one loads and one composes while another is on the device.
     rest
-        Told of a job that waits for others, which is not a call that hangs: (job, attempt, begun).
+        Told of a job that waits for others, which is not a call that hangs: (job, attempt).
     """
 
     journal: Journal
@@ -275,7 +275,7 @@ class Bench:
     jitter: Callable[[], float] = random.random
     since: datetime = field(default_factory=utc_now)
     turns: Turns = field(default_factory=Turns)
-    rest: Callable[[int, int, bool], contextlib.AbstractContextManager[None]] = lambda *_: contextlib.nullcontext()
+    rest: Callable[[int, int], contextlib.AbstractContextManager[None]] = lambda *_: contextlib.nullcontext()
     memory: Callable[[], Memory] = memory_now
 
     def run(self, job_id: int, attempt: int) -> str:
@@ -284,7 +284,7 @@ class Bench:
         A job that waits for its place is not begun: if the process dies meanwhile, it did not die over this one.
         """
         suspect = self.journal.starts_of(job_id) > 0
-        with self.turns.place(suspect, lambda: self.rest(job_id, attempt, False)):
+        with self.turns.place(suspect, lambda: self.rest(job_id, attempt)):
             return self._begin(job_id, attempt)
 
     def _begin(self, job_id: int, attempt: int) -> str:
@@ -409,7 +409,7 @@ class Bench:
     def _model(self, job: Job) -> Iterator[FastestSegmenter]:
         """The job's model, once the device is free."""
         with (
-            self.turns.device(lambda: self.rest(job.id, job.attempt, True)),
+            self.turns.device(lambda: self.rest(job.id, job.attempt)),
             self.models.held(job.model) as segmenter,
         ):
             yield segmenter
