@@ -90,8 +90,8 @@ def library_version(backend: str) -> str:
 
 
 def device_name(device: str) -> str:
-    """`cpu`, or the name of a card where torch finds one."""
-    if device.startswith("cuda") and torch.cuda.is_available():
+    """`cpu`, or the name of a card where torch finds this one; a card that is gone has no name but the device's."""
+    if device.startswith("cuda") and (torch.device(device).index or 0) < torch.cuda.device_count():
         return str(torch.cuda.get_device_name(torch.device(device)))
     return device
 

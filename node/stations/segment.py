@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
+from engines.backends.base import REFERENCE
 from engines.errors import BackendUnavailable, BundleError, EngineError, OutOfDeviceMemory, UnsuitableVolume
 from engines.inference.estimate import Estimate
 from engines.inference.fastest import FastestSegmenter
@@ -86,6 +87,8 @@ class Recipe:
     segments: Mapping[str, SegmentDescription]
     config_digest: str
     software_version: str
+    looser_limits: str = ""
+    """Of certificates, in words, where the site's are looser than the default."""
 
 
 def segment_stack(
@@ -495,6 +498,7 @@ def _tell_nobody(_part: float) -> None:
 
 
 def _provenance(bundle: Bundle, segmentation: Segmentation, recipe: Recipe) -> Provenance:
+    is_reference = (segmentation.backend, segmentation.precision) == (REFERENCE.backend, REFERENCE.precision)
     return Provenance(
         model_name=bundle.name,
         model_version=bundle.version,
@@ -507,6 +511,7 @@ def _provenance(bundle: Bundle, segmentation: Segmentation, recipe: Recipe) -> P
         software_version=recipe.software_version,
         versions=segmentation.versions,
         way=segmentation.way,
+        looser_limits="" if is_reference else recipe.looser_limits,
     )
 
 
