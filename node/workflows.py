@@ -179,7 +179,6 @@ class Leases:
         self._end_process = end_process
         self._lock = threading.Lock()
         self._held: dict[tuple[Station, int, int], float] = {}
-        self._not_begun: set[tuple[Station, int, int]] = set()
         self._owed: list[tuple[Station, int, int]] = []
         self._beat = time.monotonic()
         self._stopping = threading.Event()
@@ -209,25 +208,17 @@ class Leases:
                 self._held.pop(key, None)
 
     @contextlib.contextmanager
-    def rest(self, station: Station, row_id: int, attempt: int, begun: bool) -> Iterator[None]:
+    def rest(self, station: Station, row_id: int, attempt: int) -> Iterator[None]:
         """Let the time of a held row stand still while it waits for others, whose own time runs on."""
         key, began = (station, row_id, attempt), time.monotonic()
         with self._lock:
             since = self._held.get(key, began)
             self._held[key] = math.inf
-            if not begun:
-                self._not_begun.add(key)
         try:
             yield
         finally:
             with self._lock:
                 self._held[key] = since + time.monotonic() - began
-                self._not_begun.discard(key)
-
-    def begun(self, row: tuple[Station, int, int]) -> bool:
-        """Whether the work of a row was begun here, not only waited for."""
-        with self._lock:
-            return row not in self._not_begun
 
     def owe(self, station: Station, row_id: int, attempt: int) -> None:
         """Give a row back as soon as the journal can be written: its call ended for want of it, and nothing died."""
@@ -356,7 +347,7 @@ def stop_engine(engine: DbosEngine, leases: Leases, journal: Journal, grace_s: i
     """Stop dequeuing, wait for what runs, and give the rest back: due at once, and not counted as a death."""
     engine.stop(grace_s)
     for station, row_id, attempt in leases.stop():
-        journal.give_back((station, row_id, attempt), "stopped", leases.begun((station, row_id, attempt)))
+        journal.give_back((station, row_id, attempt), "stopped")
         _log.warning("given_back", extra={"workflow": f"{station}.{row_id}.{attempt}"})
 
 

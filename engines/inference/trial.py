@@ -97,8 +97,8 @@ def library_version(backend: str) -> str:
 
 
 def device_name(device: str) -> str:
-    """`cpu x86_64`, or the name of a card where torch finds one."""
-    if device.startswith("cuda") and torch.cuda.is_available():
+    """`cpu x86_64`; or the name of a card where torch finds this one: a card that is gone has none but the device's."""
+    if device.startswith("cuda") and (torch.device(device).index or 0) < torch.cuda.device_count():
         return str(torch.cuda.get_device_name(torch.device(device)))
     return f"cpu {platform.machine()}" if device == "cpu" else device
 

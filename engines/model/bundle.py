@@ -19,22 +19,25 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save_file
 
 from engines.errors import BundleError
 from engines.model.network import tensors
 from engines.model.plan import Plan
 
 MANIFEST = "bundle.json"
+_PARITY = "parity.npz"
 SHIPPED: Path = Path(__file__).resolve().parent.parent / "bundles"
 """The bundles that come with the program."""
 
@@ -70,6 +73,9 @@ class Member:
     """Axes of the network's input over whose flips the answer is averaged; empty: none."""
     previous_stage: str | None
     """The member whose labels this one sees, where it is the second network of a cascade."""
+    sha256: Mapping[str, str] = field(hash=False)
+    """Of each file of the folder, hex, as the manifest said when the bundle was loaded. Files are read again whenever
+    an engine is opened: what was copied over them meanwhile must not serve under this bundle's digest."""
 
     def weights(self, fold: str) -> dict[str, NDArray[np.float32]]:
         """The tensors of one fold, float32, by their key in nnU-Net's checkpoint.
@@ -77,13 +83,21 @@ class Member:
         Raises
         ------
         BundleError
-            Where a tensor is missing, unknown or of another shape than the plan's network needs.
+            Where the file has changed, or a tensor is missing, unknown or of another shape than the plan's network
+            needs.
         """
-        return _read_weights(self.folder / _weights_name(fold), self.plan)
+        return _read_weights(*self._verified(_weights_name(fold)), self.plan)
 
     def parity(self) -> ParityCrop:
-        """The stored self-test, of the first fold."""
-        return read_parity(self.folder / "parity.npz")
+        """The stored self-test, of the first fold; raises BundleError as `weights`."""
+        return _read_parity(*self._verified(_PARITY))
+
+    def _verified(self, name: str) -> tuple[Path, bytes]:
+        """A file, read once: what is hashed is what is used."""
+        path = self.folder / name
+        content = _content(path)
+        _compare(path, hashlib.sha256(content).hexdigest(), self.sha256[name])
+        return path, content
 
 
 @dataclass(frozen=True)
@@ -198,7 +212,15 @@ def load_bundle(folder: Path) -> Bundle:
         labels=MappingProxyType(dict(manifest.labels)),
         unreported=manifest.unreported,
         members=tuple(
-            Member(each.name, folder / each.name, each.plan, each.folds, each.mirroring_axes, each.previous_stage)
+            Member(
+                each.name,
+                folder / each.name,
+                each.plan,
+                each.folds,
+                each.mirroring_axes,
+                each.previous_stage,
+                _own_files(manifest, each.name),
+            )
             for each in manifest.members
         ),
         orientation=manifest.orientation,
@@ -264,18 +286,18 @@ def _write_files(folder: Path, contents: Contents) -> None:
         for fold, tensors_of_fold in member.weights.items():
             save_file(stored_tensors(tensors_of_fold, contents.storage), own / _weights_name(fold))
             (own / _weights_name(fold)).chmod(0o644)  # safetensors writes for the owner alone
-        write_parity(own / "parity.npz", member.parity)
+        write_parity(own / _PARITY, member.parity)
         for name, data in member.source.items():
             (own / "source" / name).write_bytes(data)
 
 
-def read_parity(path: Path) -> ParityCrop:
+def _read_parity(path: Path, content: bytes) -> ParityCrop:
     """A stored self-test; pickled arrays are refused."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(BytesIO(content), allow_pickle=False) as arrays:
             image, logits = arrays["image"].astype(np.float32), arrays["logits"].astype(np.float32)
             return ParityCrop(image, logits, int(arrays["step"]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise BundleError(f"{path}: not a parity crop: {error}") from error
 
 
@@ -350,23 +372,54 @@ def _read_manifest(folder: Path) -> _Manifest:
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}: this folder is not a bundle") from error
     except ValidationError as error:
+        for each in error.errors():
+            if each["loc"] == ("format",):
+                raise BundleError(f"{path}: {_other_format(each['input'])}") from error
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BundleError(f"{path}: {where}: {first['msg']} ({error.error_count()} in all)") from error
 
 
+def _other_format(number: object) -> str:
+    """What to do with a bundle whose format is not ours."""
+    if number == 1:
+        return "format 1, of an earlier Hilum: import the results folder again (`hilum-models import`)"
+    return f"format {number!r:.20}; this Hilum reads format 2: was the bundle made by a later one?"
+
+
 def _verify_files(folder: Path, manifest: _Manifest) -> None:
-    needed = {"card.md", *(f"{member.name}/parity.npz" for member in manifest.members), *_weight_files(manifest)}
-    unlisted = sorted(needed - set(manifest.files))
+    """All but those that are verified whenever they are read, as they are when the bundle is checked."""
+    read = {*(f"{member.name}/{_PARITY}" for member in manifest.members), *_weight_files(manifest)}
+    unlisted = sorted({"card.md", *read} - set(manifest.files))
     if unlisted:
         raise BundleError(f"{folder / MANIFEST}: files: {unlisted[0]} is not listed")
-    for name, expected in manifest.files.items():
-        if _sha256(folder / name) != expected:
-            raise BundleError(f"{folder / name}: changed since the bundle was made; copy the bundle again")
+    for name in sorted(set(manifest.files) - read):
+        _compare(folder / name, _sha256(folder / name), manifest.files[name])
+
+
+def _compare(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise BundleError(
+            f"{path}: changed since the bundle was made, or loaded: copy the bundle again; where it was replaced by "
+            "another one, restart what uses it"
+        )
+
+
+def _own_files(manifest: _Manifest, member: str) -> Mapping[str, str]:
+    """The digests of the files of a member's folder, by their names in it."""
+    found = {name: digest for name, digest in manifest.files.items() if name.startswith(f"{member}/")}
+    return MappingProxyType({name.removeprefix(f"{member}/"): digest for name, digest in found.items()})
 
 
 def _weight_files(manifest: _Manifest) -> list[str]:
     return [f"{member.name}/{_weights_name(fold)}" for member in manifest.members for fold in member.folds]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}; copy the bundle again") from error
 
 
 def _sha256(path: Path) -> str:
@@ -437,15 +490,15 @@ def _check_member(where: str, member: Member) -> None:
         raise BundleError(f"{where}: mirroring_axes: {member.mirroring_axes} are not axes of {plan.patch_size}")
     sampled = tuple(-(-size // crop.step) for size in plan.patch_size)
     if crop.image.shape != (plan.inputs, *plan.patch_size) or crop.logits.shape != (plan.outputs, *sampled):
-        raise BundleError(f"{member.folder / 'parity.npz'}: shapes do not fit the plan")
+        raise BundleError(f"{member.folder / _PARITY}: shapes do not fit the plan")
     for fold in member.folds:
         member.weights(fold)
 
 
-def _read_weights(path: Path, plan: Plan) -> dict[str, NDArray[np.float32]]:
+def _read_weights(path: Path, content: bytes, plan: Plan) -> dict[str, NDArray[np.float32]]:
     try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
+        stored = load(content)
+    except SafetensorError as error:
         raise BundleError(f"{path}: not a safetensors file: {error}") from error
     check_weights(str(path), {key: tensor.shape for key, tensor in stored.items()}, plan)
     return {key: tensor.astype(np.float32) for key, tensor in stored.items()}

@@ -123,6 +123,9 @@ def _configuration(settings: Settings) -> Iterator[Remark]:
     for rule in settings.rule:
         if not rule.destinations:
             yield _warn(f"rule {rule.name}", "it has no destinations: its results stay in the spool")
+    if looser := settings.segmenter.looser_limits:
+        text = f"engines are certified by looser limits than the default: {looser}; every result says so"
+        yield _warn("engines", text, "take segmenter.certificate_* out, unless the site has judged such masks itself")
     if settings.spool.keep_results_h < 72:
         yield _warn(subject, "spool.keep_results_h is below 72: a result may be gone before its loss is noticed")
 

@@ -209,7 +209,8 @@ class Workbench:
         return self._open[model]
 
     def _recipe(self) -> Recipe:
-        return Recipe(self._segments, config_digest(self._settings), self._style.software_version)
+        digest, limits = config_digest(self._settings), self._settings.segmenter.looser_limits
+        return Recipe(self._segments, digest, self._style.software_version, limits)
 
 
 def _write_pdf(folder: Path) -> None:

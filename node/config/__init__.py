@@ -171,8 +171,10 @@ class Settings(Section):
     def config_digest(self, segment_table: str = "") -> str:
         """SHA-256, hex, over what changes the content of results; part of every job and every result UID (RES-20).
 
-        Ports, peers, waits, threads and the choice of engine are left out: they do not change what is found, and a
-        second arrival of the same series must meet the job that it had.
+        Ports, peers and waits are left out: they do not change what is found, and a second arrival of the same series
+        must meet the job that it had. Threads, engines and the limits of their certificates are left out too, although
+        another engine changes voxels, within those limits: a job that is repeated keeps its objects, and what computed
+        them stands in each. An update of a library would otherwise make new series of old scans.
 
         Parameters
         ----------

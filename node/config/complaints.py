@@ -15,6 +15,10 @@ from pydantic.fields import FieldInfo
 Place = tuple[str | int, ...]
 """Keys and numbers in lists, from the top of the file."""
 
+_RENAMED: Mapping[str, tuple[str, str]] = {
+    "segmenter.backends": ("segmenter.engines", 'engines = ["openvino", "torch"]; a precision may stand behind each'),
+}
+"""Keys of earlier versions: what each is now, and how it is written."""
 _SECRET_WORDS = re.compile(r"passw|secret|token|credential|private|api_?key", re.IGNORECASE)
 
 
@@ -75,6 +79,9 @@ def _complaint(path: Path, model: type[BaseModel], place: Place, item: Any) -> s
     key = "".join(f"[{step + 1}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".")
     field = _field_at(model, place)
     meaning = f"; it is: {field.description}" if field is not None and field.description else ""
+    if item["type"] == "extra_forbidden" and key in _RENAMED:
+        name, form = _RENAMED[key]
+        return f"{path}: {key}: is now `{name}`; write {form}"
     if item["type"] == "extra_forbidden":
         return f"{path}: {key}: no such key{nearest(str(place[-1]), _fields_at(model, place[:-1]))}"
     if item["type"] == "missing":

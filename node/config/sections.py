@@ -284,10 +284,16 @@ class SegmenterSection(Section):
         " float32. Empty: openvino bfloat16, openvino and torch on a processor, torch float16 and torch on a card.",
     )
     certificate_dice: float = Field(
-        default=0.995, ge=0, le=1, description="Least Dice that an engine's masks must have with torch's in float32."
+        default=0.995,
+        ge=0.9,
+        le=1,
+        description="Least Dice that an engine's masks must have with torch's in float32: at least 0.9.",
     )
     certificate_volume_percent: float = Field(
-        default=0.5, ge=0, le=100, description="Largest difference of a volume from torch's in float32, in per cent."
+        default=0.5,
+        ge=0,
+        le=10,
+        description="Largest difference of a volume from torch's in float32, in per cent: at most 10.",
     )
     device: str = Field(
         default="auto",
@@ -295,6 +301,18 @@ class SegmenterSection(Section):
         description="auto (the processor), cpu, cuda or cuda:N; no card is taken unless it is named.",
     )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads; 0: as many as the process may use.")
+
+    @property
+    def looser_limits(self) -> str:
+        """The limits of certificates that are looser than the default, in words; empty where none is."""
+        usual = type(self)()
+        looser = []
+        if self.certificate_dice < usual.certificate_dice:
+            looser.append(f"Dice at least {self.certificate_dice:g} (default {usual.certificate_dice:g})")
+        if self.certificate_volume_percent > usual.certificate_volume_percent:
+            own, default = self.certificate_volume_percent, usual.certificate_volume_percent
+            looser.append(f"volumes within {own:g} % (default {default:g} %)")
+        return ", ".join(looser)
 
 
 class CompletionSection(Section):

@@ -126,7 +126,7 @@ class _Sheet:
             [
                 f"Model {made.model_name} {made.model_version} ({made.model_digest[:12]}), {c.style.model_name} "
                 f"{made.software_version}, {made.engine}.",
-                *([f"Engine {made.backend_reason.partition('; ')[0]}."] if made.backend_reason else []),
+                *([f"Engine {made.choice}."] if made.choice else []),
                 "Volumes are sums of segmented voxels; an organ cut by the edge of the scan is larger than stated.",
                 f"Fully automatic, not verified by a person. Made {made_at}, revision {c.revision}.",
             ]

@@ -186,7 +186,7 @@ def _description(c: Composition, finding: Finding) -> highdicom.seg.SegmentDescr
                 "configuration": made.config_digest,
                 "engine": _value(made.engine),
                 "way": _value(made.way),
-                "choice": _value(made.backend_reason),
+                "choice": _value(made.choice),
             },
         ),
         tracking_uid=tracking_uid,

@@ -146,7 +146,7 @@ def _group(
                 f"model {made.model_digest}",
                 f"configuration {made.config_digest}",
                 f"engine {made.engine}",
-                *(f"{name} {text}" for name, text in (("way", made.way), ("choice", made.backend_reason)) if text),
+                *(f"{name} {text}" for name, text in (("way", made.way), ("choice", made.choice)) if text),
             ],
             family=_FAMILY,
         ),

@@ -57,6 +57,9 @@ class Finding:
     """Sentences for a reader: outside the plausible range, in several pieces, ..."""
 
 
+_MOST_OF_CHOICE = 200
+
+
 @dataclass(frozen=True)
 class Provenance:
     """What made a result; written into SEG, SR and PDF."""
@@ -75,6 +78,19 @@ class Provenance:
     """Of the libraries that computed."""
     way: str = ""
     """Where sums were held, and of what."""
+    looser_limits: str = ""
+    """Those of the site that an engine's certificate was judged by, in words, where they are looser than the default.
+    """
+
+    @property
+    def choice(self) -> str:
+        """Why this engine served, for results: it and its certificate alone, cut to a length that viewers bear.
+
+        What is said of the others may hold paths and words of foreign programs: that stays in journal and log.
+        """
+        taken = self.backend_reason.partition("; ")[0]
+        cut = taken if len(taken) <= _MOST_OF_CHOICE else f"{taken[: _MOST_OF_CHOICE - 3]}..."
+        return f"{cut}, by looser limits of this site: {self.looser_limits}" if cut and self.looser_limits else cut
 
     @property
     def engine(self) -> str:

@@ -42,7 +42,7 @@ def run(settings: Settings) -> NoReturn:
             journal=house.journal,
             spool=house.spool,
             models=models,
-            recipe=Recipe(house.segments, house.config_digest, software_version()),
+            recipe=Recipe(house.segments, house.config_digest, software_version(), settings.segmenter.looser_limits),
             style=result_style(settings),
             destinations=house.destinations,
             rest=partial(leases.rest, Station.SEGMENT),

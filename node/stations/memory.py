@@ -10,6 +10,8 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
+_GIVEN_BACK = ("inactive_file", "active_file", "slab_reclaimable")
+"""What a group has used and gives back when memory is asked for; version 1 has each with its children's as `total_`."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ def _group(folder: Path, limit_name: str, used_name: str) -> Memory | None:
     if not limit.isdigit() or not used.isdigit():
         return None
     stat = _fields(folder / "memory.stat", r"(\w+) (\d+)")
-    cache = stat.get("total_inactive_file", stat.get("inactive_file", 0))
-    return Memory(max(0, int(limit) - int(used) + cache), int(limit))
+    cache = sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in _GIVEN_BACK)
+    return Memory(min(int(limit), max(0, int(limit) - int(used) + cache)), int(limit))
 
 
 class Peak:

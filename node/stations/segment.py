@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
+from engines.backends.base import REFERENCE
 from engines.errors import BackendUnavailable, BundleError, EngineError, OutOfDeviceMemory, UnsuitableVolume
 from engines.inference.estimate import Estimate
 from engines.inference.fastest import FastestSegmenter
@@ -86,6 +87,8 @@ class Recipe:
     segments: Mapping[str, SegmentDescription]
     config_digest: str
     software_version: str
+    looser_limits: str = ""
+    """Of certificates, in words, where the site's are looser than the default."""
 
 
 def segment_stack(
@@ -261,7 +264,7 @@ class Bench:
     turns
         Jobs work beside each other: one loads and one composes while another is on the device.
     rest
-        Told of a job that waits for others, which is not a call that hangs: (job, attempt, begun).
+        Told of a job that waits for others, which is not a call that hangs: (job, attempt).
     """
 
     journal: Journal
@@ -275,7 +278,7 @@ class Bench:
     jitter: Callable[[], float] = random.random
     since: datetime = field(default_factory=utc_now)
     turns: Turns = field(default_factory=Turns)
-    rest: Callable[[int, int, bool], contextlib.AbstractContextManager[None]] = lambda *_: contextlib.nullcontext()
+    rest: Callable[[int, int], contextlib.AbstractContextManager[None]] = lambda *_: contextlib.nullcontext()
     memory: Callable[[], Memory] = memory_now
 
     def run(self, job_id: int, attempt: int) -> str:
@@ -284,7 +287,7 @@ class Bench:
         A job that waits for its place is not begun: if the process dies meanwhile, it did not die over this one.
         """
         suspect = self.journal.starts_of(job_id) > 0
-        with self.turns.place(suspect, lambda: self.rest(job_id, attempt, False)):
+        with self.turns.place(suspect, lambda: self.rest(job_id, attempt)):
             return self._begin(job_id, attempt)
 
     def _begin(self, job_id: int, attempt: int) -> str:
@@ -409,7 +412,7 @@ class Bench:
     def _model(self, job: Job) -> Iterator[FastestSegmenter]:
         """The job's model, once the device is free."""
         with (
-            self.turns.device(lambda: self.rest(job.id, job.attempt, True)),
+            self.turns.device(lambda: self.rest(job.id, job.attempt)),
             self.models.held(job.model) as segmenter,
         ):
             yield segmenter
@@ -495,6 +498,7 @@ def _tell_nobody(_part: float) -> None:
 
 
 def _provenance(bundle: Bundle, segmentation: Segmentation, recipe: Recipe) -> Provenance:
+    is_reference = (segmentation.backend, segmentation.precision) == (REFERENCE.backend, REFERENCE.precision)
     return Provenance(
         model_name=bundle.name,
         model_version=bundle.version,
@@ -507,6 +511,7 @@ def _provenance(bundle: Bundle, segmentation: Segmentation, recipe: Recipe) -> P
         software_version=recipe.software_version,
         versions=segmentation.versions,
         way=segmentation.way,
+        looser_limits="" if is_reference else recipe.looser_limits,
     )
 
 

@@ -1,14 +1,16 @@
 """Who may work beside whom in the segmenter's process: one on the device, others loading or composing meanwhile.
 
-Three rules. There are at most so many volumes in memory at a time. The device is one job's alone, first come, first
-served. And where a process has died over a job, or beside it, that job has the whole process for itself: what kills it
-once more cannot take the blame to others.
+Three rules. There are at most so many volumes in memory at a time. The device is one job's alone. And where a process
+has died over a job, or beside it, or memory was short beside others, that job has the whole process for itself: what
+kills it once more cannot take the blame to others, and what is large does not starve. Places and device are given
+first come, first served.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 
 Rest = Callable[[], contextlib.AbstractContextManager[None]]
@@ -33,9 +35,9 @@ class Turns:
         self._inside = 0
         self._shared = 0
         self._alone = False
-        self._await_alone = 0
-        self._next_ticket = 0
-        self._on_device = 0
+        self._on_device = False
+        self._for_place: deque[object] = deque()
+        self._for_device: deque[object] = deque()
 
     @property
     def inside(self) -> int:
@@ -51,11 +53,7 @@ class Turns:
     def place(self, alone: bool, rest: Rest) -> Iterator[None]:
         """Wait for a place and hold it; nobody else has one where it is to be `alone`."""
         with self._changed:
-            if not self._may_enter(alone):
-                self._await_alone += alone
-                with rest():
-                    self._changed.wait_for(lambda: self._may_enter(alone, waited=True))
-                self._await_alone -= alone
+            self._wait(self._for_place, lambda: self._may_enter(alone), rest)
             self._inside += 1
             self._shared += self._inside > 1
             self._alone = alone
@@ -67,23 +65,33 @@ class Turns:
                 self._alone = False
                 self._changed.notify_all()
 
-    def _may_enter(self, alone: bool, waited: bool = False) -> bool:
-        if alone:
-            return self._inside == 0 and (waited or not self._await_alone)
-        return self._inside < self._places and not self._alone and not self._await_alone
+    def _may_enter(self, alone: bool) -> bool:
+        return self._inside == 0 if alone else self._inside < self._places and not self._alone
 
     @contextlib.contextmanager
     def device(self, rest: Rest) -> Iterator[None]:
         """Wait for the device and hold it."""
         with self._changed:
-            ticket = self._next_ticket
-            self._next_ticket += 1
-            if ticket != self._on_device:
-                with rest():
-                    self._changed.wait_for(lambda: ticket == self._on_device)
+            self._wait(self._for_device, lambda: not self._on_device, rest)
+            self._on_device = True
         try:
             yield
         finally:
             with self._changed:
-                self._on_device += 1
+                self._on_device = False
                 self._changed.notify_all()
+
+    def _wait(self, line: deque[object], free: Callable[[], bool], rest: Rest) -> None:
+        """Stand in line until one is the first and it is free; whatever happens meanwhile, nobody waits behind a ghost.
+
+        Called with the lock.
+        """
+        me = object()
+        line.append(me)
+        try:
+            if not (line[0] is me and free()):
+                with rest():
+                    self._changed.wait_for(lambda: line[0] is me and free())
+        finally:
+            line.remove(me)
+            self._changed.notify_all()

@@ -29,6 +29,7 @@ from node.domain.work import (
     DeliveryWork,
     JobWork,
     NewObject,
+    Station,
 )
 from node.store import due
 from node.store import schema as t
@@ -44,6 +45,9 @@ class Handover(Settling):
 
     def begin_job(self, job_id: int, attempt: int) -> JobWork | None:
         """Take a job to work on; None where it is another's, overtaken, or its process has died too often."""
+        return self._noted((Station.SEGMENT, job_id, attempt), self._begin_job(job_id, attempt))
+
+    def _begin_job(self, job_id: int, attempt: int) -> JobWork | None:
         j = t.job.c
         with self._writing() as c:
             row = c.execute(select(t.job).where(j.id == job_id, j.attempt == attempt)).one_or_none()
@@ -142,6 +146,9 @@ class Handover(Settling):
 
     def begin_delivery(self, delivery_id: int, attempt: int) -> DeliveryWork | None:
         """Take a delivery to send; None where it is another's, overtaken, or its process has died too often."""
+        return self._noted((Station.DELIVER, delivery_id, attempt), self._begin_delivery(delivery_id, attempt))
+
+    def _begin_delivery(self, delivery_id: int, attempt: int) -> DeliveryWork | None:
         d = t.delivery.c
         with self._writing() as c:
             row = c.execute(select(t.delivery).where(d.id == delivery_id, d.attempt == attempt)).one_or_none()

@@ -145,29 +145,32 @@ class Journal(Handover):
         changes = {"attempt": attempt + 1, "lease_at": None}
         return self._swap_series(c, row_id, attempt, "take_over", reason, changes=changes)
 
-    def give_back(self, row: tuple[Station, int, int], reason: str, begun: bool = True) -> bool:
+    def give_back(self, row: tuple[Station, int, int], reason: str) -> bool:
         """Give up a row whose work is ended in order: it is due at once, and its process did not die over it.
 
-        Parameters
-        ----------
-        begun
-            False where it only waited in that process: no start was counted there.
+        One that only waited here was not begun: the starts that were counted are of processes that died.
         """
         station, row_id, attempt = row
-        table, _ = _RUNNING[station]
-        here = (table.c.id == row_id, table.c.attempt == attempt, table.c.lease_at.is_not(None), table.c.starts > 0)
+        table, running = _RUNNING[station]
+        here = (table.c.id == row_id, table.c.attempt == attempt, running, table.c.starts > 0)
         with self._writing() as c:
-            if begun:
+            if row in self._begun:
                 c.execute(update(table).where(*here).values(starts=table.c.starts - 1))
-            return self._take_over(c, row, reason)
+            given_back = self._take_over(c, row, reason)
+        if given_back:
+            self._begun.discard(row)
+        return given_back
 
     def outlived(self, row: tuple[Station, int, int]) -> None:
-        """Take back the start that was counted for a row that was taken over although its process lived on."""
+        """Take back the start that was counted here for a row that was taken over although its process lived on."""
+        if row not in self._begun:
+            return
         station, row_id, attempt = row
         table, _ = _RUNNING[station]
         with self._writing() as c:
             here = update(table).where(table.c.id == row_id, table.c.attempt > attempt, table.c.starts > 0)
             c.execute(here.values(starts=table.c.starts - 1))
+        self._begun.discard(row)
 
     # The operator -----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Insert, Row, Table, select, update
 from sqlalchemy.exc import OperationalError
@@ -23,6 +23,7 @@ from node.domain.job import (
     advance,
     job_event,
 )
+from node.domain.work import Station
 from node.errors import JournalUnavailable
 from node.store import schema as t
 from node.store.records import Records, utc_now
@@ -37,6 +38,8 @@ _NEW_ATTEMPT: frozenset[str] = frozenset(
 )
 """Events after which whoever still works under the old attempt must find that it no longer holds."""
 
+_Work = TypeVar("_Work")
+
 
 class Ledger(Records):
     """Moves jobs and deliveries from state to state.
@@ -47,6 +50,13 @@ class Ledger(Records):
     def __init__(self, engine: Engine, clock: Callable[[], datetime] = utc_now) -> None:
         super().__init__(engine, clock)
         self._turn = threading.RLock()
+        self._begun: set[tuple[Station, int, int]] = set()
+
+    def _noted(self, row: tuple[Station, int, int], work: _Work | None) -> _Work | None:
+        """What a station was handed; that its work was begun here, and by nobody before us, is remembered."""
+        if work is not None:
+            self._begun.add(row)
+        return work
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:

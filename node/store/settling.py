@@ -77,6 +77,9 @@ class Settling(Reception):
 
     def begin_series(self, series_id: int, attempt: int) -> SeriesWork | None:
         """Take a series to work on; None where it is another's, or its process has died too often."""
+        return self._noted((Station.ASSEMBLE, series_id, attempt), self._begin_series(series_id, attempt))
+
+    def _begin_series(self, series_id: int, attempt: int) -> SeriesWork | None:
         s = t.series.c
         with self._writing() as c:
             row = c.execute(select(t.series).where(s.id == series_id).with_for_update()).one_or_none()

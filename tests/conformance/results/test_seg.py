@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -215,7 +216,24 @@ def test_the_engine_and_its_certificate_are_named(
     parameters = seg.get_segment_description(1).algorithm_identification.parameters
     assert set(parameters) == {"model", "configuration", "engine", "way", "choice"}
     assert parameters["engine"] == "openvino float32 (openvino 2026.4.1; torch 2.13.0) on CPU"
-    assert "certificate 0123456789ab; torch float32: slower" in parameters["choice"]
+    taken = "openvino float32: taken; 0.05 s a patch; certified against torch float32 2.13.0 on 2026-11-30"
+    assert parameters["choice"] == f"{taken}; certificate 0123456789ab"
+
+
+def test_no_foreign_text_is_in_a_result(
+    tmp_path: Path, small: Acquisition, composition_of: Callable[..., Composition]
+) -> None:
+    """What a builder or a library said of an engine that was not taken, and where it lies, stays in journal and log."""
+    usual = composition_of(small).findings.provenance
+    said = f"{usual.backend_reason}; tensorrt float16: cannot be built: /home/jo/engines: {'[E] ' * 4000}"
+    long = f"torch float32: taken, the reference, NOT verified ({'x' * 1000})"
+    for reason in (said, long):
+        made = dataclasses.replace(usual, backend_reason=reason)
+        seg = highdicom.seg.segread(seg_of(composition_of(small, provenance=made), tmp_path / "out", "binary"))
+        choice = seg.get_segment_description(1).algorithm_identification.parameters["choice"]
+        assert len(choice) <= 200
+        assert "/home" not in choice
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_header_is_the_sources_where_it_must_be_and_ours_elsewhere(

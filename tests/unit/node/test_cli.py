@@ -328,6 +328,15 @@ def checks(node: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple
     return status, by_subject
 
 
+def test_check_warns_of_limits_that_are_looser_than_the_default(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert all(each["level"] == "ok" for each in checks(node, capsys)[1].get("engines", []))
+    text = node.read_text(encoding="utf-8").replace("# certificate_dice = 0.995", "certificate_dice = 0.95")
+    node.write_text(text, encoding="utf-8")
+    (warning,) = checks(node, capsys)[1]["engines"]
+    assert warning["level"] == "warn"
+    assert "Dice at least 0.95 (default 0.995)" in warning["text"]
+
+
 def test_check_shows_the_research_use_setting(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """RES-13: shown either way; a warning where results are not marked."""
     capsys.readouterr()

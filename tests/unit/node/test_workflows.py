@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from node.domain.work import JobDraft, PartDraft, Settlement, Station, WorkRow
 from node.errors import JournalUnavailable
 from node.stations.sweep import EngineRow, EngineState, Stopwatch, Sweep, SweepPolicy
 from node.store.journal import Journal
-from node.workflows import APPLICATION_VERSION, WATCHDOG_EXIT, Leases, Refuse, guarded
+from node.workflows import APPLICATION_VERSION, WATCHDOG_EXIT, Leases, Refuse, guarded, stop_engine
 
 SENDER = Sender("ct1", "CT1", "HILUM", "10.0.0.1", "a1")
 SERIES = "1.2.3"
@@ -360,24 +361,55 @@ def test_who_waits_for_others_does_not_hang(journal: Journal) -> None:
     leases.start()
     row = (Station.SEGMENT, job_id, 1)
     with leases.hold(*row):
-        with leases.rest(*row, begun=False):
-            assert not leases.begun(row)
+        with leases.rest(*row):
             time.sleep(1.2)
-        assert leases.begun(row)
         assert not ended
         assert journal.work(Station.SEGMENT)[0].lease_at is not None, "it waits here, and that is known"
-        with leases.rest(*row, begun=True):
-            assert leases.begun(row)
+        with leases.rest(*row):
+            pass
         time.sleep(1.2)
     leases.stop()
     assert ended
 
 
-def test_what_only_waited_was_not_begun(journal: Journal) -> None:
-    """Given back at a stop, no death is struck out that an earlier try died."""
+def died_over(fast: Path, job_id: int, attempt: int) -> None:
+    """Another process begins a job, and is gone."""
+    with Journal.open(f"sqlite:///{fast / 'journal.db'}") as other:
+        assert other.begin_job(job_id, attempt) is not None
+
+
+@pytest.mark.parametrize("how", ["stopped", "journal_unavailable", "not_mine"])
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_what_only_waited_was_not_begun(journal: Journal, fast: Path, how: str, taken_over: bool) -> None:
+    """Its lease was renewed here while it waited; no death is struck out that an earlier try died."""
     job_id = queued_job(journal)
-    assert journal.begin_job(job_id, 1) is not None, "its process died"
-    assert journal.give_back((Station.SEGMENT, job_id, 1), "stopped", begun=False)
+    died_over(fast, job_id, 1)
+    if taken_over:
+        journal.take_over(journal.work(Station.SEGMENT)[0], "lease_lapsed")
+    row = (Station.SEGMENT, job_id, 2 if taken_over else 1)
+    leases = Leases(journal, dict.fromkeys(Station, 60.0), lambda: None)
+
+    def run(_id: int, _attempt: int) -> str:
+        leases._beat_once()
+        assert journal.work(Station.SEGMENT)[0].lease_at is not None
+        if how == "stopped":
+            leases.start()
+            stop_engine(SimpleNamespace(stop=lambda _: None), leases, journal, 1)  # type: ignore[arg-type]
+        if how == "journal_unavailable":
+            raise JournalUnavailable("database is locked")
+        return how
+
+    guarded(Station.SEGMENT, run, journal, leases, lambda: None)(*row[1:])
+    leases._beat_once()
+    assert journal.starts_of(job_id) == 1
+
+
+def test_what_another_process_begins_meanwhile_is_not_struck_out(journal: Journal, fast: Path) -> None:
+    """A call that finds its row taken over has outlived nothing: it had begun nothing."""
+    job_id = queued_job(journal)
+    journal.take_over(journal.work(Station.SEGMENT)[0], "claimed_never_begun")
+    died_over(fast, job_id, 2)
+    assert _call(journal, lambda *row: "not_mine" if journal.begin_job(*row) is None else "begun")(job_id, 1)
     assert journal.starts_of(job_id) == 1
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from engines.backends.base import REFERENCE, Engine, Placement
 from engines.backends.openvino import OpenVinoBackend
 from engines.errors import BackendUnavailable
 from engines.inference.segmenter import Segmenter
-from engines.inference.trial import Answered, engine_key, held_against_reference, measure, reference_name
+from engines.inference.trial import Answered, device_name, engine_key, held_against_reference, measure, reference_name
 from engines.model.certificate import ENGINE_LIMITS
 from engines.volume import Grid, Volume
 
@@ -55,3 +56,17 @@ def test_openvino_is_held_against_torch(make_bundle: Any) -> None:
     with Segmenter.open(bundle, OPENVINO, Placement()) as segmenter:
         made = held_against_reference(bundle, key, segmenter, changed, ENGINE_LIMITS, error=float("inf"))
     assert (made.verdict.outcome, made.logits_error) == ("failed", None)
+
+
+def test_a_card_that_is_gone_has_the_name_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One card is left of two: the second is refused with its reason, not by an error while its name is asked for."""
+
+    def name_of(device: torch.device) -> str:
+        if (device.index or 0) > 0:
+            raise AssertionError("Invalid device id")
+        return "A card"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", name_of)
+    assert [device_name(each) for each in ("cuda", "cuda:0", "cuda:1", "cpu")] == ["A card", "A card", "cuda:1", "cpu"]

@@ -51,6 +51,19 @@ def test_flipped_byte_is_refused(bundle: Bundle, name: str) -> None:
         load_bundle(bundle.folder)
 
 
+def test_what_is_copied_over_an_open_bundle_serves_nobody(bundle: Bundle, make_bundle: Callable[..., Bundle]) -> None:
+    """An engine that is opened later reads its files again: version 2 must not serve under version 1's digest."""
+    other = make_bundle("other", orientation="SPL", storage="float16")
+    (member,) = bundle.members
+    assert other.digest != bundle.digest
+    shutil.copytree(other.folder, bundle.folder, dirs_exist_ok=True)
+    with pytest.raises(BundleError, match=r"fold_0.safetensors: changed since .* restart"):
+        member.weights("0")
+    (member.folder / "parity.npz").write_bytes((member.folder / "parity.npz").read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleError, match=r"parity.npz: changed since"):
+        member.parity()
+
+
 @pytest.mark.parametrize("name", ["small/fold_0.safetensors", "small/parity.npz", "bundle.json"])
 def test_missing_file_is_refused(bundle: Bundle, name: str) -> None:
     (bundle.folder / name).unlink()
@@ -73,7 +86,8 @@ def _put(manifest: dict[str, Any], *path: Any) -> None:
         (("members", 0, "plan", "colour", "red"), "plan.colour"),
         (("members", 0, "plan", "architecture", "colour", "red"), "plan.architecture.colour"),
         (("limits", "min_slice", 3), "limits.min_slice"),
-        (("format", 1), "format"),
+        (("format", 1), "format 1, of an earlier Hilum: import the results folder again"),
+        (("format", 3), "format 3; this Hilum reads format 2"),
         (("name", "../up"), "name"),
         (("orientation", "SPP"), "orientation"),
         (("labels", "3", "kidney"), "labels"),

@@ -156,3 +156,12 @@ def test_a_label_without_a_row_is_a_configuration_error() -> None:
 def test_volumes_for_people(volume_ml: float, outcome: Outcome, shown: str) -> None:
     """RES-12: a lower bound says that it is one, and what is there is never 0."""
     assert readable_ml(volume_ml, outcome) == shown
+
+
+def test_results_say_of_the_engines_the_one_that_was_taken() -> None:
+    made = dataclasses.replace(PROVENANCE, backend_reason="openvino: taken, certified; torch: failed in /some/where")
+    assert made.choice == "openvino: taken, certified"
+    assert dataclasses.replace(made, backend_reason="x" * 1000).choice == "x" * 197 + "..."
+    assert PROVENANCE.choice == ""
+    loose = dataclasses.replace(made, looser_limits="Dice at least 0.95 (default 0.995)")
+    assert loose.choice.endswith("certified, by looser limits of this site: Dice at least 0.95 (default 0.995)")

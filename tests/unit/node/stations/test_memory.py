@@ -43,6 +43,20 @@ def test_the_tightest_group_counts_and_its_page_cache_does_not(proc: Path, tmp_p
     assert memory_now(proc, tmp_path / "cgroup") == Memory(3 * GB, 6 * GB)
 
 
+@pytest.mark.parametrize("v1", [False, True])
+def test_pages_in_use_of_files_are_not_taken(proc: Path, tmp_path: Path, v1: bool) -> None:
+    """A node that reads images all day has gigabytes of active page cache, which the kernel gives back all the same."""
+    (proc / "self/cgroup").write_text("4:memory:/\n" if v1 else "0::/\n")
+    root = tmp_path / "cgroup" / ("memory" if v1 else "")
+    group(root, str(12 * GB), 11 * GB, 0, v1)
+    prefix = "total_" if v1 else ""
+    (root / "memory.stat").write_text(
+        f"active_file 1\n{prefix}active_file 8000000000\n{prefix}inactive_file 1000000000\nslab_reclaimable 500000000\n"
+    )
+    (proc / "meminfo").write_text("MemTotal: 16000000 kB\nMemAvailable: 15000000 kB\n")
+    assert memory_now(proc, tmp_path / "cgroup") == Memory(10_500_000_000, 12 * GB)
+
+
 def test_in_a_container_the_own_group_is_the_root(proc: Path, tmp_path: Path) -> None:
     (proc / "self/cgroup").write_text("0::/system.slice/docker-1.scope\n")
     group(tmp_path / "cgroup", str(4 * GB), GB, 0)

@@ -121,3 +121,50 @@ def test_an_error_gives_place_and_device_back() -> None:
         ):
             raise ZeroDivisionError
     assert turns.inside == 0
+
+
+def test_places_go_to_who_came_first(pool: ThreadPoolExecutor) -> None:
+    """Also where the first in line must be alone: whoever came behind it stays behind it."""
+    turns = Turns(1)
+    guests: list[Guest] = []
+    for number, alone in enumerate((False, False, True, False)):
+        guests.append(Guest(pool, place(turns, alone)))
+        assert (guests[-1].rests if number else guests[-1].inside).wait(LIMIT_S)
+    for number, guest in enumerate(guests):
+        assert guest.inside.wait(LIMIT_S)
+        assert not any(later.inside.is_set() for later in guests[number + 1 :])
+        guest.leave()
+
+
+@contextlib.contextmanager
+def _fails_to_rest() -> Iterator[None]:
+    raise ZeroDivisionError
+    yield
+
+
+@contextlib.contextmanager
+def _fails_after(leaves: Callable[[], None]) -> Iterator[None]:
+    leaves()
+    yield
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("what", ["alone", "place", "device"])
+@pytest.mark.parametrize("late", [False, True])
+def test_an_error_while_one_waits_blocks_nobody(pool: ThreadPoolExecutor, what: str, late: bool) -> None:
+    """Whether the wait does not begin, or ends in an error: the line moves on."""
+    turns = Turns(1)
+    come = {"alone": place(turns, True), "place": place(turns), "device": device(turns)}[what]
+    first = Guest(pool, come)
+    assert first.inside.wait(LIMIT_S)
+    turn = turns.device if what == "device" else lambda rest: turns.place(what == "alone", rest)
+    with (
+        pytest.raises(ZeroDivisionError),
+        turn((lambda: _fails_after(first.go.set)) if late else _fails_to_rest),
+    ):
+        pytest.fail("it got in")
+    first.leave()
+    after = Guest(pool, {"alone": place(turns), "place": place(turns), "device": device(turns)}[what])
+    assert after.inside.wait(5.0)
+    after.leave()
+    assert turns.inside == 0
