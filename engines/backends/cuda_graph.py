@@ -23,7 +23,9 @@ def captured(compute: Callable[[], torch.Tensor], device: torch.device) -> Calla
                 compute()
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads go on meanwhile: an engine may be built in one. By default whatever they ask of the card that no
+        # capture may hold, such as memory, would break this one.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             answer = compute()
 
     def replay() -> torch.Tensor:
