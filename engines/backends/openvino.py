@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,11 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from engines.backends.base import Availability, Placement, Precision, Weights
-from engines.errors import BackendUnavailable
+from engines.errors import BackendUnavailable, EngineError, OutOfDeviceMemory
 from engines.model.network import Convolution, features, head, head_key
 from engines.model.plan import Architecture, Plan
 
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
+_NO_MEMORY = re.compile(
+    r"bad.?alloc|out.of.memory|can't alloc\b|(failed to|could not|cannot) allocate (\d+ bytes of )?memory(?! for)", re.I
+)
+"""How OpenVINO, its oneDNN and std::bad_alloc say it; registers that cannot be allocated are another matter."""
 
 
 def _import_openvino() -> Any:
@@ -188,6 +193,7 @@ class OpenVinoBackend:
         self.precision = cast(Precision, {hint: name for name, hint in _HINTS.items()}.get(used, used))
         # One more than compute: while its answer is read, the others keep every thread at work.
         self._requests = [compiled.create_infer_request() for _ in range(placement.lanes + 1)]
+        self._running = deque[Any]()
 
     @classmethod
     def is_available(cls, device: str, precision: Precision = "float32") -> Availability:
@@ -205,6 +211,11 @@ class OpenVinoBackend:
         return Availability(True, f"openvino {openvino.get_version()} on the processor")
 
     @classmethod
+    def package(cls, device: str) -> str:
+        """Openvino; it serves one kind of device."""
+        return "openvino"
+
+    @classmethod
     def open(cls, plan: Plan, weights: Weights, placement: Placement) -> Self:
         """Build and compile the graph."""
         availability = cls.is_available(placement.device, placement.precision)
@@ -212,30 +223,44 @@ class OpenVinoBackend:
             raise BackendUnavailable(f"openvino: {availability.reason}")
         try:
             return cls(plan, weights, placement)
-        except RuntimeError as error:  # openvino's own exceptions are RuntimeErrors
-            raise BackendUnavailable(f"openvino: cannot compile the network: {_first_line(error)}") from error
+        except (RuntimeError, MemoryError) as error:  # openvino's own exceptions are RuntimeErrors
+            raise _ours("cannot compile the network", error) from error
 
     def answers(self, patches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The network's answer to each patch, in order."""
+        """The network's answer to each patch, in order. Who asks anew gives up what was asked before."""
+        if not self._requests:
+            raise BackendUnavailable("openvino: the backend was closed")
+        self._give_up()
         idle, running = list(self._requests), deque[Any]()
-        try:
-            for patch in patches:
-                request = idle.pop()
-                _start(request, patch)
-                running.append(request)
-                if not idle:
-                    yield _answer(running[0])
-                    idle.append(running.popleft())
-            while running:
+        self._running = running
+        for patch in patches:
+            request = idle.pop()
+            _start(request, patch)
+            running.append(request)
+            if not idle:
                 yield _answer(running[0])
-                running.popleft()
-        finally:  # whoever stops half way leaves requests that are computed all the same, and must not be used before
-            for request in running:
-                _finish(request)
+                idle.append(_answered(running))
+        while running:
+            yield _answer(running[0])
+            _answered(running)
+
+    def finish(self) -> None:
+        """Wait for what is in flight; an answer that was given is there already."""
+        for request in self._running:
+            _finish(request)
 
     def close(self) -> None:
         """Let go of the compiled network."""
+        self._give_up()
         self._requests = []
+
+    def _give_up(self) -> None:
+        """Wait for what whoever stopped half way has left in flight, for no request may be used before.
+
+        Their iterator may live on, as a traceback keeps it; its next answer is an error.
+        """
+        self.finish()
+        self._running.clear()
 
 
 def _model(openvino: Any, plan: Plan, weights: Weights, placement: Placement) -> Any:
@@ -246,6 +271,8 @@ def _model(openvino: Any, plan: Plan, weights: Weights, placement: Placement) ->
     operations = _GraphOperations(net, weights, opset15)
     maps = features(net, operations, image)
     if placement.answer == "features":
+        # The identity changes no value: the product writes the map channel by channel, as the sums need it, in less
+        # time than the library takes to turn it.
         answer = operations.mixed(maps, np.eye(net.features[0], dtype=np.float32))
     elif placement.precision == "float32":
         answer = operations.head(maps, plan.outputs)
@@ -266,27 +293,44 @@ def _properties(placement: Placement) -> dict[str, str]:
 
 
 def _start(request: Any, patch: torch.Tensor) -> None:
-    torch.from_numpy(request.get_input_tensor().data)[0].copy_(patch)
-    request.start_async()
+    try:
+        torch.from_numpy(request.get_input_tensor().data)[0].copy_(patch)
+        request.start_async()
+    except (RuntimeError, MemoryError) as error:
+        raise _ours("inference cannot start", error) from error
 
 
 def _answer(request: Any) -> torch.Tensor:
     """The answer of a request, once it is there; the memory is the request's own."""
     try:
         request.wait()
-    except RuntimeError as error:
-        raise BackendUnavailable(f"openvino: inference failed: {_first_line(error)}") from error
+    except (RuntimeError, MemoryError) as error:
+        raise _ours("inference failed", error) from error
     return torch.from_numpy(request.get_output_tensor().data)[0]
+
+
+def _answered(running: deque[Any]) -> Any:
+    """The oldest request, whose answer was read; there is none where answers were asked for anew meanwhile."""
+    if not running:
+        raise BackendUnavailable("openvino: these answers were given up when others were asked for")
+    return running.popleft()
 
 
 def _finish(request: Any) -> None:
     """Wait for a request whose answer nobody wants, whatever it is."""
     try:
         request.wait()
-    except RuntimeError:
+    except (RuntimeError, MemoryError):
         return
 
 
-def _first_line(error: RuntimeError) -> str:
+def _ours(what: str, error: RuntimeError | MemoryError) -> EngineError:
+    """An error of the library's in our words: a lack of memory is told apart, a smaller case may still have room."""
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        return OutOfDeviceMemory(f"openvino: {what}: no room in memory: {_last_line(error)}")
+    return BackendUnavailable(f"openvino: {what}: {_last_line(error)}")
+
+
+def _last_line(error: RuntimeError | MemoryError) -> str:
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,7 @@ from torch.nn import functional
 
 from engines.backends.base import Placement
 from engines.backends.openvino import OpenVinoBackend, _import_openvino, composed_kernel
-from engines.errors import BackendUnavailable
+from engines.errors import BackendUnavailable, OutOfDeviceMemory
 from engines.model.plan import Plan
 
 has_bfloat16 = OpenVinoBackend.is_available("cpu", "bfloat16").available
@@ -87,25 +89,113 @@ def test_a_fault_of_the_source_leaves_a_backend_that_serves(plan: Plan, weights:
     assert len(list(backend.answers(noise(plan, 3)))) == 3
 
 
+def test_answers_are_given_anew_while_an_abandoned_iterator_lives_on(
+    plan: Plan, weights: dict[str, np.ndarray]
+) -> None:
+    """As a traceback keeps it, with requests in flight."""
+    patches = noise(plan, 5)
+    backend = OpenVinoBackend.open(plan, weights, Placement(threads=2, lanes=2))
+    expected = [answer.clone() for answer in backend.answers(patches)]
+    for taken in (1, 4):
+        abandoned = backend.answers(patches)
+        for _ in range(taken):
+            next(abandoned)
+        for answer, each in zip(backend.answers(patches), expected, strict=True):
+            assert torch.equal(answer, each)
+        with pytest.raises(BackendUnavailable, match="given up when others were asked for"):
+            next(abandoned)
+        assert len(list(backend.answers(patches))) == 5
+
+
+def test_a_closed_backend_gives_no_answer(plan: Plan, weights: dict[str, np.ndarray]) -> None:
+    backend = OpenVinoBackend.open(plan, weights, Placement())
+    abandoned = backend.answers(noise(plan, 3))
+    next(abandoned)
+    backend.close()
+    for answers in (abandoned, backend.answers(noise(plan, 1))):
+        with pytest.raises(BackendUnavailable):
+            next(answers)
+
+
 @dataclass
-class Failing:
-    """A request that fails while it is computed."""
+class Busy:
+    """A request that computes already, as the library says it."""
 
     request: Any
 
-    def wait(self) -> None:
-        self.request.wait()
-        raise RuntimeError("Exception from src/inference:\nno more memory")
+    def start_async(self) -> None:
+        raise RuntimeError("Infer Request is busy")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.request, name)
 
 
-def test_what_fails_while_it_computes_is_ours(plan: Plan, weights: dict[str, np.ndarray]) -> None:
+def test_a_request_that_is_busy_is_ours(plan: Plan, weights: dict[str, np.ndarray]) -> None:
     backend = OpenVinoBackend.open(plan, weights, Placement())
-    backend._requests = [Failing(each) for each in backend._requests]
-    with pytest.raises(BackendUnavailable, match="inference failed: no more memory"):
+    backend._requests = [Busy(each) for each in backend._requests]
+    with pytest.raises(BackendUnavailable, match="openvino: inference cannot start: Infer Request is busy"):
+        next(backend.answers(noise(plan, 1)))
+
+
+@dataclass
+class Failing:
+    """A request that fails while it is computed."""
+
+    request: Any
+    fault: Exception
+
+    def wait(self) -> None:
+        self.request.wait()
+        raise self.fault
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.request, name)
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (RuntimeError("Exception from src/inference:\nno such primitive"), BackendUnavailable),
+        (RuntimeError("Failed to allocate required number of vector registers"), BackendUnavailable),
+        (RuntimeError("Exception from src/inference:\nstd::bad_alloc"), OutOfDeviceMemory),
+        (RuntimeError("Check 'ptr' failed:\nFailed to allocate 64143360 bytes of memory\n\n"), OutOfDeviceMemory),
+        (RuntimeError("Could not allocate memory"), OutOfDeviceMemory),
+        (RuntimeError("can't alloc"), OutOfDeviceMemory),
+        (MemoryError("std::bad_alloc"), OutOfDeviceMemory),
+    ],
+)
+def test_what_fails_while_it_computes_is_ours(
+    plan: Plan, weights: dict[str, np.ndarray], fault: Exception, expected: type[Exception]
+) -> None:
+    backend = OpenVinoBackend.open(plan, weights, Placement())
+    backend._requests = [Failing(each, fault) for each in backend._requests]
+    with pytest.raises(expected, match=f"inference failed: .*{str(fault).split()[-1]}"):
         list(backend.answers(noise(plan, 3)))
+
+
+def test_a_network_without_room_is_told_apart() -> None:
+    """The library's own words, in a process that may have no more than a few MiB beyond what it holds."""
+    code = """
+import resource
+from dataclasses import replace
+from pathlib import Path
+from engines.backends.base import Placement
+from engines.backends.openvino import OpenVinoBackend
+from engines.errors import OutOfDeviceMemory
+from engines.model.bundle import SHIPPED, load_bundle
+(member,) = load_bundle(SHIPPED / "phantom").members
+weights = member.weights(member.folds[0])
+OpenVinoBackend.open(member.plan, weights, Placement()).close()
+limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 2**23
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    OpenVinoBackend.open(replace(member.plan, patch_size=(96, 96, 96)), weights, Placement())
+except OutOfDeviceMemory as error:
+    assert "openvino: cannot compile the network: no room in memory: " in str(error), error
+else:
+    raise SystemExit("it had room")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_network_that_cannot_be_compiled_is_ours(plan: Plan, weights: dict[str, np.ndarray]) -> None:
