@@ -92,7 +92,8 @@ class Placement:
             None or 0: as many as this process may run on.
         """
         count = threads or len(os.sched_getaffinity(0))
-        return cls("cpu" if device == "auto" else device, count, lanes=min(count, _LANES), cache=cache)
+        lanes = 1 if count % _LANES else _LANES  # each gets as many threads as the other: of three, one would idle
+        return cls("cpu" if device == "auto" else device, count, lanes=lanes, cache=cache)
 
 
 @dataclass(frozen=True)
