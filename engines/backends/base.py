@@ -121,6 +121,11 @@ class Backend(Protocol):
         ...
 
     @classmethod
+    def package(cls, device: str) -> str:
+        """The installed package that computes on a device; certificates are of one version of it."""
+        ...
+
+    @classmethod
     def open(cls, plan: Plan, weights: Weights, placement: Placement) -> Self:
         """Build the network.
 
@@ -149,9 +154,15 @@ class Backend(Protocol):
 
         Raises
         ------
+        BackendUnavailable
+            Where the library fails, or the backend was closed.
         OutOfDeviceMemory
             Where the device cannot hold the case.
         """
+        ...
+
+    def finish(self) -> None:
+        """Wait until the device has computed what was asked: on a card an answer may be given before it is there."""
         ...
 
     def close(self) -> None:

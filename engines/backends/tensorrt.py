@@ -13,9 +13,11 @@ import torch
 
 from engines.backends.base import Availability, Placement, Precision, Weights
 from engines.backends.batching import in_batches
+from engines.backends.cuda_device import DRIVER, card_fault
 from engines.backends.cuda_graph import captured
 from engines.backends.onnx_graph import INPUT, GraphForm, GraphPrecision
 from engines.backends.tensorrt_engine import (
+    LIBRARIES,
     Card,
     Library,
     build,
@@ -58,10 +60,18 @@ class TensorRtBackend:
             return Availability(False, f"serves NVIDIA cards only, not {device}")
         if precision not in _TYPES:
             return Availability(False, f"multiplies in {' or '.join(_TYPES)}, not in {precision}")
-        if (fault := _card_fault(device)) is not None:
+        if (fault := card_fault(device)) is not None:
             return Availability(False, fault)
         library, reason = _library_for(_card(device))
         return Availability(library is not None, f"{reason} on {torch.cuda.get_device_name(device)}")
+
+    @classmethod
+    def package(cls, device: str) -> str:
+        """The library that serves the device; the first of the two where none does."""
+        if not device.startswith("cuda") or card_fault(device) is not None:
+            return LIBRARIES[0]
+        library, _ = _library_for(_card(device))
+        return LIBRARIES[0] if library is None else library.name
 
     @classmethod
     def is_built(cls, plan: Plan, weights: Weights, placement: Placement) -> bool:
@@ -94,6 +104,10 @@ class TensorRtBackend:
         if self._run is None:
             raise BackendUnavailable("tensorrt: the backend was closed")
         yield from in_batches(patches, self._images, self._compute)
+
+    def finish(self) -> None:
+        """Wait for torch's current stream."""
+        torch.cuda.current_stream(self._target).synchronize()
 
     def close(self) -> None:
         """Let go of engine and buffers."""
@@ -172,25 +186,11 @@ class _Run:
         return "; ".join(self._logger.errors[-3:]) or "without a reason"
 
 
-def _card_fault(device: str) -> str | None:
-    """Why there is no such card; asks the driver's own library first, and torch, which owns the memory."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "there is no NVIDIA driver (libcuda.so.1)"
-    if not torch.cuda.is_available():
-        return "torch finds no NVIDIA card, or was built without CUDA"
-    index = torch.device(device).index or 0
-    if index >= torch.cuda.device_count():
-        return f"there are {torch.cuda.device_count()} cards, none has number {index}"
-    return None
-
-
 def _card(device: str) -> Card:
     major, minor = torch.cuda.get_device_capability(torch.device(device))
     version = ctypes.c_int()
-    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
-    return Card(f"{major}{minor}", str(version.value))
+    ctypes.CDLL(DRIVER).cuDriverGetVersion(ctypes.byref(version))
+    return Card(torch.cuda.get_device_name(device), f"{major}{minor}", str(version.value))
 
 
 def _library(placement: Placement) -> Library:

@@ -29,7 +29,7 @@ LIBRARIES: tuple[LibraryName, ...] = ("tensorrt", "tensorrt_rtx")
 
 _ENGINE_NAME = re.compile(
     r"(?P<digest>[0-9a-f]{32})-float(16|32)-norms-float(16|32)-(logits|features)-batch-\d+"
-    r"-(?P<library>tensorrt|tensorrt_rtx)-(?P<version>[\w.+]+)-sm(?P<capability>\d+)-driver-(?P<driver>\d+)\.engine"
+    r"-(?P<library>tensorrt|tensorrt_rtx)-(?P<version>[\w.+]+)-(?P<card>[0-9A-Za-z-]+-sm\d+)-driver-(?P<driver>\d+)\.engine"
 )
 
 
@@ -53,12 +53,21 @@ class Library:
 
 @dataclass(frozen=True)
 class Card:
-    """What an engine depends on besides network and library."""
+    """What an engine depends on besides network and library.
 
+    Cards of one compute capability differ in units, memory and clock: what was measured on one is slow on another.
+    """
+
+    name: str
+    """As its driver names it."""
     capability: str
     """Compute capability, `89` for 8.9."""
     driver: str
     """Version of CUDA that the driver speaks."""
+
+    def __str__(self) -> str:
+        """For names of files."""
+        return f"{re.sub('[^0-9A-Za-z]+', '-', self.name)}-sm{self.capability}-driver-{self.driver}"
 
 
 def import_libraries() -> tuple[list[Library], list[str]]:
@@ -147,12 +156,11 @@ def build(
 def engine_path(folder: Path, library: Library, card: Card, form: GraphForm, digest: str) -> Path:
     """Where an engine is kept: whatever it depends on is in the name, so that it is never taken for another."""
     kind = f"{digest[:32]}-{form.precision}-norms-{form.norms}-{form.answer}-batch-{form.batch}"
-    made = f"{library.version.replace(' ', '-')}-sm{card.capability}-driver-{card.driver}"
-    return folder / f"{kind}-{made}.engine"
+    return folder / f"{kind}-{library.version.replace(' ', '-')}-{card}.engine"
 
 
 def remove_superseded(path: Path) -> None:
-    """Delete engines of the same network, library and kind of card for another version or driver: none is read again.
+    """Delete engines of the same network, library and card for another version or driver: none is read again.
 
     Parameters
     ----------
@@ -166,14 +174,14 @@ def remove_superseded(path: Path) -> None:
         found = _ENGINE_NAME.fullmatch(other.name)
         if found is None or other.is_symlink() or not other.is_file():
             continue
-        alike = all(found[part] == own[part] for part in ("digest", "library", "capability"))
+        alike = all(found[part] == own[part] for part in ("digest", "library", "card"))
         if alike and (found["version"], found["driver"]) != (own["version"], own["driver"]):
             other.unlink(missing_ok=True)
 
 
 def timing_path(folder: Path, library: Library, card: Card) -> Path:
-    """Where a library keeps what it measured on a kind of card."""
-    return folder / f"{library.version.replace(' ', '-')}-sm{card.capability}-driver-{card.driver}.timing"
+    """Where a library keeps what it measured on a card."""
+    return folder / f"{library.version.replace(' ', '-')}-{card}.timing"
 
 
 def network_digest(plan: Plan, weights: Weights) -> str:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from engines.backends.base import Answer, Availability, Placement, Precision, Weights
 from engines.backends.batching import in_batches
+from engines.backends.cuda_device import card_fault
 from engines.backends.cuda_graph import captured
 from engines.errors import BackendUnavailable, OutOfDeviceMemory
 from engines.model.network import Convolution, features, head
@@ -94,14 +95,14 @@ class TorchBackend:
             return Availability(False, f"{device} is no device of this backend; known: cpu, cuda, cuda:N")
         if precision not in _TYPES:
             return Availability(False, f"multiplies in {' or '.join(_TYPES)} on a card, not in {precision}")
-        if torch.version.cuda is None:
-            return Availability(False, f"torch {torch.__version__} was built without CUDA; install torch's CUDA build")
-        if not torch.cuda.is_available():
-            return Availability(False, "torch finds no NVIDIA driver or card")
-        index = torch.device(device).index or 0
-        if index >= torch.cuda.device_count():
-            return Availability(False, f"there are {torch.cuda.device_count()} cards, none has number {index}")
-        return Availability(True, torch.cuda.get_device_name(index))
+        if (fault := card_fault(device)) is not None:
+            return Availability(False, fault)
+        return Availability(True, torch.cuda.get_device_name(device))
+
+    @classmethod
+    def package(cls, device: str) -> str:
+        """Torch, wherever it runs."""
+        return "torch"
 
     @classmethod
     def open(cls, plan: Plan, weights: Weights, placement: Placement) -> Self:
@@ -122,6 +123,11 @@ class TorchBackend:
         except torch.OutOfMemoryError as error:
             room = f"no room for patches of {tuple(self._images.shape)}"
             raise OutOfDeviceMemory(f"{self.device}: {room}") from error
+
+    def finish(self) -> None:
+        """Wait for torch's current stream on a card; on a processor every answer is there when it is given."""
+        if self._target.type == "cuda":
+            torch.cuda.current_stream(self._target).synchronize()
 
     def close(self) -> None:
         """Let go of weights, buffers and graph."""

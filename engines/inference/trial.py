@@ -35,7 +35,6 @@ from engines.volume import Grid, Volume
 
 _MEASURED_S = 0.3
 """A small network is asked again until so much time has passed."""
-_PACKAGES = {"torch": ("torch",), "openvino": ("openvino",), "tensorrt": ("tensorrt", "tensorrt_rtx")}
 
 
 class OpenSegmenter(Protocol):
@@ -76,24 +75,17 @@ class Trial:
 
 def engine_key(bundle: Bundle, engine: Engine, device: str) -> EngineKey:
     """What records of this engine, on this machine, are filed under."""
-    return EngineKey(
-        bundle.digest,
-        engine.backend,
-        engine.precision,
-        library_version(engine.backend),
-        device_name(device),
-        PATH_REVISION,
-    )
+    version = library_version(engine.backend, device)
+    return EngineKey(bundle.digest, engine.backend, engine.precision, version, device_name(device), PATH_REVISION)
 
 
-def library_version(backend: str) -> str:
-    """Name and version of a backend's package, without importing it; what a torch was built for is left out."""
-    for package in _PACKAGES[backend]:
-        try:
-            return f"{backend} {metadata.version(package).partition('+')[0]}"
-        except metadata.PackageNotFoundError:
-            continue
-    return backend
+def library_version(backend: str, device: str = "cpu") -> str:
+    """Name and version of the package that computes on a device; what a torch was built for is left out."""
+    package = backend_class(backend).package(device)
+    try:
+        return f"{package} {metadata.version(package).partition('+')[0]}"
+    except metadata.PackageNotFoundError:
+        return package
 
 
 def device_name(device: str) -> str:
@@ -136,12 +128,21 @@ def _measured(backend: Backend, member: Member, placement: Placement) -> tuple[f
     image = torch.from_numpy(crop.image)
     error = logits_error(next(iter(backend.answers([image]))).float().cpu().numpy(), crop)
     group = placement.lanes * placement.batch
+    _seconds(backend, image, group)  # the first try pays for what is made on first use
     begin, best = time.perf_counter(), float("inf")
-    while time.perf_counter() - begin < _MEASURED_S:
-        started = time.perf_counter()
-        answered = sum(1 for _ in backend.answers(repeat(image, group)))
-        best = min(best, (time.perf_counter() - started) / answered)
+    while not np.isfinite(best) or time.perf_counter() - begin < _MEASURED_S:
+        best = min(best, _seconds(backend, image, group) / group)
     return best, error
+
+
+def _seconds(backend: Backend, image: torch.Tensor, count: int) -> float:
+    """How long it takes until so many answers are there, not only promised."""
+    backend.finish()
+    started = time.perf_counter()
+    for _ in backend.answers(repeat(image, count)):
+        pass
+    backend.finish()
+    return time.perf_counter() - started
 
 
 def logits_error(answer: NDArray[np.float32], crop: ParityCrop) -> float:

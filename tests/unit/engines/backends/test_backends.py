@@ -118,6 +118,17 @@ def test_cuda_answers_as_the_processor_does(
 
 
 @pytest.mark.gpu
+def test_the_card_is_waited_for(plan: Plan, random_weights: Weights) -> None:
+    """What was asked of a card may be given before it is there."""
+    backend = TorchBackend.open(plan, random_weights(plan), Placement(device="cuda"))
+    for _ in backend.answers(torch.zeros((50, 1, *plan.patch_size), device="cuda")):
+        pass
+    backend.finish()
+    assert torch.cuda.current_stream().query()
+    backend.close()
+
+
+@pytest.mark.gpu
 def test_a_card_that_is_too_small_is_ours(plan: Plan, random_weights: Weights) -> None:
     weights = random_weights(plan)
     with pytest.raises(OutOfDeviceMemory, match="in batches of"):

@@ -27,14 +27,17 @@ from engines.backends.tensorrt_engine import (
     keep,
     network_digest,
     remove_superseded,
+    timing_path,
 )
 from engines.backends.torch import TorchBackend
 from engines.errors import BackendUnavailable
+from engines.inference.trial import library_version
 from engines.model.bundle import SHIPPED, load_bundle
 from engines.model.plan import Plan
 
 Weights = Callable[[Plan], dict[str, np.ndarray]]
 RTX = Library("tensorrt_rtx", tensorrt_rtx)
+ADA = Card("NVIDIA RTX 6000 Ada Generation", "89", "13000")
 FORMS = {
     "float32": GraphForm("float32", batch=2),
     "float16": GraphForm("float16", batch=2),
@@ -54,7 +57,7 @@ def test_an_engine_is_built_of_every_shipped_bundle(name: str, form: str) -> Non
 
 def test_an_engine_is_built_of_every_kind_of_network(any_plan: Plan, random_weights: Weights) -> None:
     form = GraphForm("float16", batch=2, answer="features")
-    assert build(RTX, any_plan, random_weights(any_plan), form, card=Card("89", "13000"))
+    assert build(RTX, any_plan, random_weights(any_plan), form, card=ADA)
 
 
 def test_what_the_builder_refuses_is_ours(plan: Plan, random_weights: Weights) -> None:
@@ -66,11 +69,23 @@ def test_what_the_builder_refuses_is_ours(plan: Plan, random_weights: Weights) -
 
 def test_cards_that_the_library_does_not_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "import_libraries", lambda: ([RTX], ["tensorrt cannot be imported"]))
-    library, reason = module._library_for(Card("90", "13000"))
+    library, reason = module._library_for(Card("NVIDIA H100 PCIe", "90", "13000"))
     assert library is None
     assert "tensorrt cannot be imported" in reason
     assert "nothing for compute capability 90" in reason
-    assert module._library_for(Card("89", "13000"))[0] is RTX
+    assert module._library_for(ADA)[0] is RTX
+
+
+def test_certificates_are_of_the_library_that_serves_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are installed; only the second serves this card."""
+    first = Library("tensorrt", SimpleNamespace(__version__="11.0", ComputeCapability=SimpleNamespace(SM90=0)))
+    monkeypatch.setattr(module, "card_fault", lambda _: None)
+    monkeypatch.setattr(module, "import_libraries", lambda: ([first, RTX], []))
+    monkeypatch.setattr(module, "_card", lambda _: ADA)
+    assert TensorRtBackend.package("cuda") == "tensorrt_rtx"
+    assert library_version("tensorrt", "cuda") == RTX.version
+    monkeypatch.setattr(module, "_card", lambda _: replace(ADA, capability="90"))
+    assert TensorRtBackend.package("cuda") == "tensorrt"
 
 
 def test_a_processor_is_refused_with_the_reason(plan: Plan) -> None:
@@ -103,7 +118,7 @@ def test_missing_libraries_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_engine_is_filed_under_all_it_depends_on(plan: Plan, random_weights: Weights, tmp_path: Path) -> None:
-    weights, form, card = random_weights(plan), GraphForm("float16", batch=2), Card("89", "13000")
+    weights, form, card = random_weights(plan), GraphForm("float16", batch=2), ADA
     other = {**weights, "encoder.stages.0.0.convs.0.conv.bias": np.zeros(4, dtype=np.float32)}
     digests = {
         network_digest(plan, weights),
@@ -118,10 +133,12 @@ def test_an_engine_is_filed_under_all_it_depends_on(plan: Plan, random_weights: 
         engine_path(tmp_path, RTX, card, replace(form, answer="features"), "0" * 64),
         engine_path(tmp_path, RTX, replace(card, capability="86"), form, "0" * 64),
         engine_path(tmp_path, RTX, replace(card, driver="12080"), form, "0" * 64),
+        engine_path(tmp_path, RTX, replace(card, name="NVIDIA L4"), form, "0" * 64),  # also of 8.9
         engine_path(tmp_path, Library("tensorrt", RTX.module), card, form, "0" * 64),
         *(engine_path(tmp_path, RTX, card, form, digest) for digest in digests),
     }
-    assert len(places) == 8 + 3
+    assert len(places) == 9 + 3
+    assert timing_path(tmp_path, RTX, card) != timing_path(tmp_path, RTX, replace(card, name="NVIDIA L4"))
     assert all(len(place.name) < 255 for place in places)
 
 
@@ -135,8 +152,8 @@ def test_engines_are_kept_whole_and_private(tmp_path: Path) -> None:
 
 
 def test_engines_of_other_versions_leave_when_a_new_one_is_kept(tmp_path: Path) -> None:
-    """Those of the same network, library and kind of card; whatever else lies there stays."""
-    form, card = GraphForm("float16", batch=2), Card("89", "13000")
+    """Those of the same network, library and card; whatever else lies there stays."""
+    form, card = GraphForm("float16", batch=2), ADA
     older = Library("tensorrt_rtx", SimpleNamespace(__version__="0.9.0.1"))
     new = engine_path(tmp_path, RTX, card, form, "a" * 64)
     gone = {
@@ -149,6 +166,7 @@ def test_engines_of_other_versions_leave_when_a_new_one_is_kept(tmp_path: Path) 
         engine_path(tmp_path, RTX, card, replace(form, precision="float32"), "a" * 64),
         engine_path(tmp_path, older, card, form, "b" * 64),
         engine_path(tmp_path, older, replace(card, capability="86"), form, "a" * 64),
+        engine_path(tmp_path, older, replace(card, name="NVIDIA L4"), form, "a" * 64),
         engine_path(tmp_path, Library("tensorrt", older.module), card, form, "a" * 64),
         tmp_path / f"{'a' * 64}.certificates.json",
         tmp_path / f"{next(iter(gone)).name}.bak",
@@ -167,11 +185,11 @@ def test_what_is_built_is_found_again(
 ) -> None:
     """As on a card of compute capability 8.9, which is not there: nothing is run."""
     monkeypatch.setattr(module, "_library", lambda _: RTX)
-    monkeypatch.setattr(module, "_card", lambda _: Card("89", "13000"))
+    monkeypatch.setattr(module, "_card", lambda _: ADA)
     weights, placement = random_weights(plan), Placement("cuda", precision="float16", cache=tmp_path)
     assert not TensorRtBackend.is_built(plan, weights, placement)
     older, form = Library("tensorrt_rtx", SimpleNamespace(__version__="0.9.0.1")), GraphForm("float16", batch=1)
-    old = engine_path(tmp_path, older, Card("89", "13000"), form, network_digest(plan, weights))
+    old = engine_path(tmp_path, older, ADA, form, network_digest(plan, weights))
     old.write_bytes(b"of another version")
     TensorRtBackend.build(plan, weights, placement)
     assert not old.exists()

@@ -152,7 +152,7 @@ class AnyBackend:
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(choice, "backend_class", lambda _name: AnyBackend)
-    monkeypatch.setattr("engines.inference.trial.library_version", lambda backend: f"{backend} 1.0")
+    monkeypatch.setattr("engines.inference.trial.library_version", lambda backend, *_: f"{backend} 1.0")
     return SimpleNamespace(name="unit", digest="d" * 64, folder=tmp_path / "bundles" / "unit")
 
 

@@ -79,7 +79,7 @@ class Works:
 def works(monkeypatch: pytest.MonkeyPatch) -> Works:
     made = Works()
     monkeypatch.setattr("engines.inference.choice.backend_class", lambda _name: AnyBackend)
-    monkeypatch.setattr("engines.inference.trial.library_version", lambda backend: f"{backend} 1.0")
+    monkeypatch.setattr("engines.inference.trial.library_version", lambda backend, *_: f"{backend} 1.0")
     monkeypatch.setattr(fastest, "measure", made.measure)
     return made
 

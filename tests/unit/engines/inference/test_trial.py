@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from engines.backends.base import REFERENCE, Engine, Placement
+from engines.backends.base import REFERENCE, Backend, Engine, Placement
 from engines.backends.openvino import OpenVinoBackend
 from engines.errors import BackendUnavailable
+from engines.inference import trial
 from engines.inference.segmenter import Segmenter
 from engines.inference.trial import Answered, device_name, engine_key, held_against_reference, measure, reference_name
 from engines.model.certificate import ENGINE_LIMITS
@@ -23,10 +25,40 @@ def test_speed_and_error_are_measured_and_nothing_stays_open(make_bundle: Any, m
     closed = []
     close = OpenVinoBackend.close
     monkeypatch.setattr(OpenVinoBackend, "close", lambda self: (closed.append(self), close(self))[1])
-    trial = measure(make_bundle(), OPENVINO, Placement())
-    assert trial.seconds_per_patch > 0
-    assert 0 < trial.logits_error < 1e-3
+    found = measure(make_bundle(), OPENVINO, Placement())
+    assert found.seconds_per_patch > 0
+    assert 0 < found.logits_error < 1e-3
     assert len(closed) == 1
+
+
+def test_what_was_only_asked_for_is_waited_for(make_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a card: to ask takes no time, to wait does. The clock is ours; one patch takes 5 s, at first 7."""
+    now, asked, first = 0.0, 0, True
+
+    class OnACard:
+        def answers(self, patches: Any) -> Any:
+            nonlocal asked
+            for patch in patches:
+                asked += 1
+                yield patch
+
+        def finish(self) -> None:
+            nonlocal now, asked, first
+            now += asked * (7 if first and asked else 5)
+            first, asked = first and not asked, 0
+
+    monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: now))
+    (member,) = make_bundle().members
+    seconds, _ = trial._measured(cast(Backend, OnACard()), member, Placement(lanes=2))
+    assert seconds == 5
+
+
+def test_the_first_try_does_not_count(make_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = iter([1.0, 8.0, 6.0, 9.0])
+    monkeypatch.setattr(trial, "_seconds", lambda *_: next(tries))
+    clock = iter([0.0, 0.1, 0.2, 0.4])
+    monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert measure(make_bundle(), OPENVINO, Placement(lanes=2, threads=2)).seconds_per_patch == 3
 
 
 def test_answers_that_are_scaled_show_in_the_error(make_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
