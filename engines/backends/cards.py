@@ -27,7 +27,7 @@ CARD_PATHS = (
     CardPath("tensorrt", "TensorRT", (), "nothing, it was never installed"),
     CardPath("tensorrt", "TensorRT-RTX", (), "engines of each shipped bundle were built"),
 )
-"""A path is off by default on every card that it never ran on: it must be named."""
+"""No path is taken unasked on any card; whoever asks for one that never ran on theirs is warned."""
 
 
 @dataclass(frozen=True)
