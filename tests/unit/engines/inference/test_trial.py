@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -101,4 +102,9 @@ def test_a_card_that_is_gone_has_the_name_of_its_device(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", name_of)
-    assert [device_name(each) for each in ("cuda", "cuda:0", "cuda:1", "cpu")] == ["A card", "A card", "cuda:1", "cpu"]
+    assert [device_name(each) for each in ("cuda", "cuda:0", "cuda:1", "cpu")] == [
+        "A card",
+        "A card",
+        "cuda:1",
+        f"cpu {platform.machine()}",
+    ]
