@@ -286,7 +286,7 @@ class FastestSegmenter:
             )
             made.append(certificate)
             passed = certificate.verdict.outcome == "passed"
-            self._say("certified" if passed else "refused", candidate.engine, certificate.verdict.reason)
+            self._report("certified" if passed else "refused", candidate.engine, certificate.verdict.reason)
             if passed:
                 break
         return tuple(made)
@@ -322,7 +322,7 @@ class FastestSegmenter:
         reason = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {first_line(error)}"
         if candidate.engine != REFERENCE:
             self._now(candidate, usable=False, reason=reason)
-        self._say("not tried", candidate.engine, reason)
+        self._report("not tried", candidate.engine, reason)
 
     def _measure(self, candidate: Candidate) -> None:
         """Learn an engine's speed, where it can run and its speed is not known yet."""
@@ -392,7 +392,7 @@ class FastestSegmenter:
 
     def _failed(self, engine: Engine, fault: EngineError) -> None:
         self._now(self._candidate(engine), usable=False, reason=f"failed in a case: {fault}")
-        self._say("failed", engine, str(fault))
+        self._report("failed", engine, str(fault))
 
     def _close_serving(self) -> None:
         """Whatever a library says of it: it serves no more."""
@@ -412,7 +412,7 @@ class FastestSegmenter:
         except UnsuitableVolume as error:
             raise BundleError(f"{error}: it stands beside {self.bundle.folder}; mend or remove it") from error
         except ENGINE_FAULTS as error:
-            self._say("not tried", None, f"{REFERENCE} gave no answer: {error}")
+            self._report("not tried", None, f"{REFERENCE} gave no answer: {error}")
 
     def _waiting(self) -> tuple[Candidate, ...]:
         """What may be tried: nothing where nothing is kept, as each start would try it again."""
@@ -431,9 +431,9 @@ class FastestSegmenter:
 
     def _keep_nothing(self, fault: str) -> None:
         self._policy = replace(self._policy, site=None)
-        self._say("not kept", None, fault)
+        self._report("not kept", None, fault)
 
-    def _say(self, what: What, engine: Engine | None, why: str) -> None:
+    def _report(self, what: What, engine: Engine | None, why: str) -> None:
         self._tell(Happening(what, self.bundle.name, engine, why))
 
     def _candidate(self, engine: Engine) -> Candidate:

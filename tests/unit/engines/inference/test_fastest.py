@@ -383,6 +383,7 @@ def test_what_the_reference_refuses_too_is_the_scans_fault(
         works.fails = dict.fromkeys(SPEEDS, UnsuitableVolume("every voxel is 0"))
         with pytest.raises(UnsuitableVolume, match="every voxel"):
             segmenter.segment(bright())
+        assert segmenter.reason.startswith("torch float32: taken")  # what is open, not what will be
         works.fails.clear()
         result = segmenter.segment(bright())
         assert (result.backend, result.precision) == ("openvino", "bfloat16")

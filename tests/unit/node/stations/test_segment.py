@@ -199,7 +199,7 @@ def test_engines_show_themselves_on_a_scan_whose_result_is_committed(
     learn = segmenter.learn
 
     def watched(volume: Volume, result: Segmentation) -> Any:
-        held = sum(isinstance(each, Composition | Segmented) for each in gc.get_objects())
+        held = sum(type(each) in {Composition, Segmented} for each in gc.get_objects())
         seen.append((record_of(journal, job_id).job.state, held))
         return learn(volume, result)
 
