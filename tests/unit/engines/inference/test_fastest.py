@@ -508,7 +508,7 @@ def test_an_engine_that_ended_the_process_is_not_tried_again(
         assert "openvino bfloat16: ended the process when it was measured" in segmenter.reason
         assert serve(segmenter, bright())[0] == "torch float32"
         assert serve(segmenter, bright())[0] == "openvino float32"
-    monkeypatch.setattr("engines.inference.trial.library_version", lambda backend: f"{backend} 1.1")
+    monkeypatch.setattr("engines.inference.trial.library_version", lambda backend, *_: f"{backend} 1.1")
     with start() as segmenter:
         assert [each.key.precision for each in serve(segmenter, bright())[1]] == ["bfloat16"]
     assert not left.exists()
