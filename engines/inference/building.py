@@ -11,8 +11,10 @@ from threading import Lock, Thread, get_native_id
 
 from engines.backends.base import Compiler, Engine, Placement, Weights
 from engines.backends.catalogue import backend_class
-from engines.errors import EngineError
+from engines.errors import ENGINE_FAULTS, BackendUnavailable
 from engines.inference.members import answer_of
+from engines.inference.trial import engine_key
+from engines.model.attempt import attempt
 from engines.model.bundle import Bundle
 from engines.model.plan import Plan
 
@@ -58,7 +60,7 @@ class Build(Thread):
             try:
                 self._work()
                 self.fault = ""
-            except (EngineError, OSError) as error:
+            except ENGINE_FAULTS as error:
                 self.fault = f"cannot be built: {error}"
             self._tell(time.monotonic() - began, self.fault)
 
@@ -89,13 +91,24 @@ def is_built(bundle: Bundle, engine: Engine, placement: Placement) -> bool:
 
 
 def build(bundle: Bundle, engine: Engine, placement: Placement) -> None:
-    """Build what is not built yet; raises BackendUnavailable or OutOfDeviceMemory where that cannot be."""
+    """Build what is not built yet, and leave a file of it meanwhile where engines are kept.
+
+    Raises
+    ------
+    BackendUnavailable, OutOfDeviceMemory
+        Where it cannot be built.
+    RecordsError
+        Where no file can be left: then nothing is tried.
+    """
     compiler = backend_class(engine.backend)
     if not isinstance(compiler, Compiler):
         return
-    for each in _networks(bundle, engine, placement):
-        if not compiler.is_built(*each):
-            compiler.build(*each)
+    if placement.cache is None:
+        raise BackendUnavailable(f"{engine}: there is no folder to keep an engine in")
+    with attempt(placement.cache, engine_key(bundle, engine, placement.device), "built"):
+        for each in _networks(bundle, engine, placement):
+            if not compiler.is_built(*each):
+                compiler.build(*each)
 
 
 def _networks(bundle: Bundle, engine: Engine, placement: Placement) -> Iterator[tuple[Plan, Weights, Placement]]:

@@ -9,7 +9,9 @@ from typing import Literal
 
 from engines.backends.base import REFERENCE, Availability, Engine, Placement
 from engines.backends.catalogue import backend_class
+from engines.errors import RecordsError
 from engines.inference.trial import engine_key
+from engines.model.attempt import left_behind
 from engines.model.bundle import Bundle
 from engines.model.certificate import (
     ENGINE_LIMITS,
@@ -18,7 +20,9 @@ from engines.model.certificate import (
     Limits,
     Records,
     certificates_path,
+    newest_of_reference,
     read_records,
+    reference_refusal,
     site_path,
 )
 
@@ -105,22 +109,44 @@ def available(policy: Policy, placement: Placement) -> tuple[tuple[Engine, Avail
 
 def candidates(bundle: Bundle, policy: Policy, placement: Placement) -> tuple[Candidate, ...]:
     """What is known of each engine, in the order of the policy; nothing is opened or measured."""
-    device = placement.device
     shipped = read_records(certificates_path(bundle.folder))
-    own = Records() if policy.site is None else read_records(site_path(policy.site, bundle.digest))
-    engines = policy.considered(device)
+    own, _ = own_records(bundle, policy)
+    engines = policy.considered(placement.device)
     return tuple(_candidate(bundle, engine, policy, placement, (own, shipped)) for engine in engines)
 
 
+def own_records(bundle: Bundle, policy: Policy) -> tuple[Records, str]:
+    """What was found here, and why that cannot be read, if it cannot: then nothing was found, and nothing is kept."""
+    if policy.site is None:
+        return Records(), ""
+    try:
+        return read_records(site_path(policy.site, bundle.digest)), ""
+    except RecordsError as error:
+        return Records(), str(error)
+
+
+def refusal(bundle: Bundle, policy: Policy) -> str:
+    """Why no engine of this bundle may serve, with the mend: its reference is not what nnunetv2 is; empty: it may."""
+    shipped = certificates_path(bundle.folder)
+    files = {shipped: read_records(shipped)}
+    if policy.site is not None:
+        files[site_path(policy.site, bundle.digest)] = own_records(bundle, policy)[0]
+    return reference_refusal(bundle.digest, files)
+
+
 def decide(found: Sequence[Candidate]) -> Decision:
-    """The fastest of those that may serve; where nothing was measured, the first."""
-    able = [each for each in found if each.may_serve]
+    """The fastest of those that may serve; where nothing was measured, the first. Without a reference, none."""
+    refused = any(each.engine == REFERENCE and each.standing == "refused" for each in found)
+    able = [] if refused else [each for each in found if each.may_serve]
     asked_for = [each for each in able if not each.fallback] or able
     taken = min(asked_for, key=_haste, default=None)
-    others = (f"{each.engine}: {_passed_over(each)}" for each in found if each is not taken)
-    if taken is None:
-        return Decision(None, "; ".join(others))
-    return Decision(taken, "; ".join((f"{taken.engine}: taken{_pace(taken)}, {taken.words}", *others)))
+    return Decision(taken, reason_for(found, None if taken is None else taken.engine))
+
+
+def reason_for(found: Sequence[Candidate], taken: Engine | None) -> str:
+    """What is to be said of the engine that serves, and of each other one."""
+    serves = [f"{c.engine}: taken{_pace(c)}, {c.words}" for c in found if c.engine == taken]
+    return "; ".join((*serves, *(f"{c.engine}: {_passed_over(c)}" for c in found if c.engine != taken)))
 
 
 def waiting(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -129,8 +155,10 @@ def waiting(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
     Nothing waits where nothing was measured: what is not known to be faster is not worth a trial.
     """
     taken = decide(found).taken
+    if taken is None:
+        return ()
     ready = [each for each in found if each.usable and each.standing == "not certified" and each.seconds_per_patch]
-    if taken is not None and not taken.fallback:
+    if not taken.fallback:
         ready = [each for each in ready if _haste(each) < _haste(taken)]
     return tuple(sorted(ready, key=_haste))
 
@@ -155,17 +183,20 @@ def _passed_over(candidate: Candidate) -> str:
 def _candidate(
     bundle: Bundle, engine: Engine, policy: Policy, placement: Placement, records: tuple[Records, Records]
 ) -> Candidate:
-    """What was found here is believed before what came with the bundle."""
+    """What was found here is believed before what came with the bundle; an engine that killed a process waits."""
     own, shipped = records
     key = engine_key(bundle, engine, placement.device)
     can = backend_class(engine.backend).is_available(placement.device, engine.precision)
     certificate = own.certificate(key) or shipped.certificate(key)
+    if engine == REFERENCE:
+        certificate = newest_of_reference(bundle.digest, records)
+    hindered = left_behind(policy.site, key) if policy.site is not None and engine != REFERENCE else ""
     speed = own.speed(key, placement.threads)
     return Candidate(
         engine=engine,
         key=key,
-        usable=can.available,
-        reason=can.reason,
+        usable=can.available and not hindered,
+        reason=hindered or can.reason,
         standing=standing(engine, certificate, policy.limits),
         certificate=certificate,
         seconds_per_patch=None if speed is None else speed.seconds_per_patch,
@@ -176,7 +207,8 @@ def _candidate(
 def standing(engine: Engine, certificate: Certificate | None, limits: Limits) -> Standing:
     """What an engine's newest certificate makes of it under these limits."""
     if engine == REFERENCE:
-        return "reference"
+        failed = certificate is not None and certificate.verdict.outcome == "failed"
+        return "refused" if failed else "reference"
     if certificate is None:
         return "not certified"
     outcome = certificate.under(limits).outcome

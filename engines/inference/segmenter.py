@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from engines.backends.base import Availability, Backend, Engine, Placement
 from engines.backends.catalogue import backend_class
-from engines.errors import BackendUnavailable, OutOfDeviceMemory, UnsuitableVolume
+from engines.backends.faults import ours
+from engines.errors import BackendUnavailable, UnsuitableVolume
 from engines.inference.arithmetic import Arithmetic, DeviceArithmetic, HostArithmetic, Rule
 from engines.inference.case import Case, Clock
 from engines.inference.estimate import Estimate, Frame, estimate
@@ -75,6 +76,8 @@ class Segmenter:
         ------
         BackendUnavailable
             Where the engine cannot run here, or fails the self-test, with the reason.
+        OutOfDeviceMemory
+            Where device or host have no room for it.
         BundleError
             Where the weights do not fit the plan.
         """
@@ -86,7 +89,8 @@ class Segmenter:
         opened: list[OpenMember] = []
         try:
             for member in bundle.members:
-                opened.append(open_member(member, engine, placement))
+                with ours(engine, "open it"):
+                    opened.append(open_member(member, engine, placement))
         except BaseException:
             close_members(opened)
             raise
@@ -111,20 +115,18 @@ class Segmenter:
             the model's, or the model's frame cannot be reached from the volume's.
         OutOfDeviceMemory
             Where the device, or the host's memory, cannot hold the case.
+        BackendUnavailable
+            Where the engine fails in the middle of it, unless it is the reference, whose faults fly as they are.
         """
         channels = (images,) if isinstance(images, Volume) else tuple(images)
         _check(channels, self.bundle)
         case = Case(channels, self.bundle, Clock(), progress, self._placement.device)
         labels: dict[str, NDArray[np.integer]] = {}
-        try:
+        with ours(self.engine, f"segment a volume of {channels[0].grid.shape}"):
             for member in self.bundle.members:
                 if member not in self.bundle.averaged:
                     labels[member.name] = self._labels([self._members[member.name]], case, labels)
             found = self._labels([self._members[each.name] for each in self.bundle.averaged], case, labels)
-        except (MemoryError, RuntimeError) as error:
-            if not _no_room(error):
-                raise
-            raise OutOfDeviceMemory(f"no room in memory for a case of {channels[0].grid.shape}: {error}") from error
         with case.clock.stage("labels"):
             back = postprocess(np.ascontiguousarray(case.turn.undo(found)), self.bundle.postprocessing)
         return self._described(channels[0], back, case)
@@ -224,13 +226,6 @@ def _check(images: Sequence[Volume], bundle: Bundle) -> None:
             raise UnsuitableVolume(f"{which}the volume holds voxels that are not finite")
         if least == most:
             raise UnsuitableVolume(f"{which}the volume is empty: every voxel is {least:g}")
-
-
-def _no_room(error: Exception) -> bool:
-    """Whether memory was asked for in vain; torch's allocator for the processor has no error class of its own."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _versions(network: Backend) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import repeat
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from engines.backends.base import REFERENCE, Backend, Engine, Placement
 from engines.backends.catalogue import backend_class
+from engines.backends.faults import ours
 from engines.errors import UnsuitableVolume
 from engines.inference.cases import only_or_all
 from engines.inference.estimate import Estimate
@@ -113,11 +115,12 @@ def measure(bundle: Bundle, engine: Engine, placement: Placement) -> Trial:
     placement = replace(placement, precision=engine.precision, answer="logits")
     seconds, error = 0.0, 0.0
     for member in bundle.members:
-        backend = backend_class(engine.backend).open(member.plan, member.weights(member.folds[0]), placement)
-        try:
+        weights = member.weights(member.folds[0])
+        with ExitStack() as stack:
+            stack.enter_context(ours(engine, "measure it"))
+            backend = backend_class(engine.backend).open(member.plan, weights, placement)
+            stack.callback(backend.close)
             own, off = _measured(backend, member, placement)
-        finally:
-            backend.close()
         seconds += own * len(member.folds) * 2 ** len(member.mirroring_axes)
         error = max(error, off)
     return Trial(seconds, error)

@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
 
-from engines.errors import BundleError
+from engines.errors import RecordsError
 from engines.volume import Volume
 
 JUDGED_VOXELS = 1000
@@ -231,21 +231,38 @@ def read_records(path: Path) -> Records:
 
     Raises
     ------
-    BundleError
-        Where the file is not one of records, naming the first fault.
+    RecordsError
+        Where the file cannot be read or is not one of records, naming the first fault.
     """
     try:
         return _RECORDS.validate_json(path.read_bytes())
     except FileNotFoundError:
         return Records()
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
+        raise RecordsError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(
+        raise RecordsError(
             f"{path}: {where}: {first['msg']}: not a file of certificates; remove it and certify again"
         ) from error
+
+
+def newest_of_reference(digest: str, records: Iterable[Records]) -> Certificate | None:
+    """That of a bundle's torch in float32, whatever its version and the device: it judges the import."""
+    every = (made for each in records for made in each.certificates)
+    same = (made for made in every if (made.key.digest, made.key.engine) == (digest, "torch float32"))
+    return max(same, key=lambda made: made.made_at, default=None)
+
+
+def reference_refusal(digest: str, files: Mapping[Path, Records]) -> str:
+    """Why no engine of a bundle may serve: its reference gave other masks than nnunetv2; empty where it may."""
+    made = newest_of_reference(digest, files.values())
+    if made is None or made.verdict.outcome != "failed":
+        return ""
+    path = next(path for path, each in files.items() if made in each.certificates)
+    why = f"torch float32 gave other masks than {made.reference} on {made.made_at:%Y-%m-%d} ({made.verdict.reason})"
+    return f"{why}: import the model again, or delete {path}"
 
 
 def add_record(path: Path, new: Certificate | Speed) -> None:
@@ -255,7 +272,7 @@ def add_record(path: Path, new: Certificate | Speed) -> None:
 
     Raises
     ------
-    BundleError
+    RecordsError
         Where what lies there is not a file of records, or cannot be written.
     """
     try:
@@ -263,7 +280,7 @@ def add_record(path: Path, new: Certificate | Speed) -> None:
         with _locked(path.with_name(f".{path.name}.lock")):
             _replace(path, _RECORDS.dump_json(read_records(path).having(new), indent=2) + b"\n")
     except OSError as error:
-        raise BundleError(f"{path}: cannot be written: {error.strerror}") from error
+        raise RecordsError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 @contextmanager

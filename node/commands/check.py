@@ -29,6 +29,7 @@ from node.domain.job import Destination
 from node.domain.variants import PDF_CLASS, SEG_CLASSES, SR_CLASSES
 from node.errors import ConfigError, PermanentlyRefused, Transient
 from node.service.cards import cautions_of
+from node.service.certificates import certificate_faults
 from node.service.house import enabled_bundles, segments_of, uncoded_labels
 from node.service.process import executor_id, runs
 from node.store.journal import Journal
@@ -165,6 +166,8 @@ def _models(settings: Settings) -> Iterator[Remark]:
         return
     for bundle in bundles.values():
         yield _model(settings, bundle, set(segments))
+        for fault in certificate_faults(settings, bundle):
+            yield (_fail if fault.serious else _warn)(f"model {bundle.name} {bundle.version}", fault.text)
     for caution in cautions_of(settings):
         yield _warn("engines", caution.text, caution.mend)
     for rule in settings.rule:

@@ -8,21 +8,25 @@ from pathlib import Path
 from engines.backends.base import Engine, Placement
 from engines.inference.building import Builder
 from engines.inference.choice import Policy
-from engines.inference.fastest import FastestSegmenter, open_fastest
+from engines.inference.fastest import FastestSegmenter, Tell, open_fastest
 from engines.model.bundle import Bundle
 from engines.model.certificate import Limits
 from node.config import Settings
 
 
-def open_model(settings: Settings, bundle: Bundle, builder: Builder | None = None) -> FastestSegmenter:
+def open_model(
+    settings: Settings, bundle: Bundle, builder: Builder | None = None, tell: Tell | None = None
+) -> FastestSegmenter:
     """A model, open with the fastest engine that may serve; raises as `open_fastest`.
 
     Parameters
     ----------
     builder
         Of a process that stays: builds engines in the background.
+    tell
+        Told what becomes of each engine.
     """
-    return open_fastest(bundle, policy(settings), placement(settings), builder=builder)
+    return open_fastest(bundle, policy(settings), placement(settings), builder=builder, tell=tell)
 
 
 def policy(settings: Settings) -> Policy:
@@ -42,6 +46,7 @@ def placement(settings: Settings) -> Placement:
 
 
 def _kept_in(settings: Settings) -> Path | None:
-    """The folder of engines; None where there is no data folder that this process may write in."""
-    data = settings.node.data_dir
-    return settings.engines_folder if data.is_dir() and os.access(data, os.W_OK) else None
+    """The folder of engines; None where this process may not write in it, or where it is not there, not make it."""
+    folder = settings.engines_folder
+    written = folder if folder.exists() else settings.node.data_dir
+    return folder if written.is_dir() and os.access(written, os.W_OK | os.X_OK) else None

@@ -9,7 +9,8 @@ from typing import NoReturn
 from engines.errors import BundleError
 from engines.inference.building import Builder, Built
 from engines.inference.choice import available
-from engines.inference.fastest import FastestSegmenter
+from engines.inference.fastest import FastestSegmenter, Happening
+from engines.model.attempt import withdraw
 from engines.model.bundle import Bundle, load_bundle
 from node.config import Settings, software_version
 from node.domain.work import Station
@@ -55,6 +56,7 @@ def run(settings: Settings) -> NoReturn:
             leases.start()
             process.stop.wait()
         stop_engine(engine, leases, house.journal, _STOP_GRACE_S)
+        withdraw()  # what is being tried is broken off, which is not the engine's fault
     leave(0)
 
 
@@ -62,9 +64,28 @@ def _opened(bundle: Bundle, settings: Settings, builder: Builder | None = None) 
     """Open a model, if its files are still those that its digest was taken of when this process began (RES-20)."""
     if load_bundle(bundle.folder).digest != bundle.digest:
         raise BundleError(f"{bundle.folder} was changed since this process began: restart the node")
-    opened = open_model(settings, bundle, builder)
+    opened = open_model(settings, bundle, builder, _happened)
     _log.info("model_opened", extra={"model": bundle.name, "reason": opened.reason})
     return opened
+
+
+def _happened(found: Happening) -> None:
+    """Say what became of an engine."""
+    engine = found.engine
+    facts = {"model": found.model, "reason": found.reason}
+    if engine is not None:
+        facts |= {"backend": engine.backend, "precision": engine.precision}
+    match found.what:
+        case "certified":
+            _log.info("engine_certified", extra=facts)
+        case "refused":
+            _log.warning("engine_refused", extra=facts)
+        case "not tried":
+            _log.warning("engine_not_tried", extra=facts)
+        case "failed":
+            _log.error("engine_failed", extra=facts)
+        case "not kept":
+            _log.warning("certificates_not_kept", extra=facts)
 
 
 def _built(built: Built) -> None:

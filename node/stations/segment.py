@@ -21,7 +21,7 @@ import numpy as np
 from pydicom import Dataset
 
 from engines.backends.base import REFERENCE
-from engines.errors import BackendUnavailable, BundleError, EngineError, OutOfDeviceMemory, UnsuitableVolume
+from engines.errors import ENGINE_FAULTS, BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
 from engines.inference.estimate import Estimate
 from engines.inference.fastest import FastestSegmenter
 from engines.inference.segmenter import Segmentation
@@ -38,7 +38,16 @@ from node.domain.segments import SegmentDescription
 from node.domain.stack import MISSING_SLICES, FrameLabels, Stack, Unstackable, across_gaps, largest_block
 from node.domain.variants import needed_segs
 from node.domain.work import JobWork, NewObject, Station
-from node.errors import MACHINE_ERRNOS, CannotUnderstand, DeviceBusy, DoesNotFit, SpoolFull, Transient, Unsuitable
+from node.errors import (
+    MACHINE_ERRNOS,
+    CannotUnderstand,
+    DeviceBusy,
+    DoesNotFit,
+    HilumError,
+    SpoolFull,
+    Transient,
+    Unsuitable,
+)
 from node.monitor import metrics
 from node.stations.memory import Memory, Peak, memory_now
 from node.stations.turns import Turns
@@ -47,6 +56,10 @@ from node.store.records import utc_now
 from node.store.spool import Spool
 
 _log = logging.getLogger(__name__)
+
+_LONGEST_TRIAL_S = 600.0
+"""An engine whose trial would take longer waits until no other job does."""
+_TRIAL_FAULTS: tuple[type[Exception], ...] = (HilumError, *ENGINE_FAULTS)
 
 OUTDATED = "outdated"
 """Reason of a job that was made for another model or configuration than this process has."""
@@ -130,7 +143,8 @@ def segment_stack(
     with held as segmenter:
         clock.seconds["wait"] = time.monotonic() - began
         bundle = segmenter.bundle
-        told = segmenter.estimate(volume.grid)
+        with _room_or_later():
+            told = segmenter.estimate(volume.grid)
         admit(told, memory())
         peak = Peak()
         with clock.stage("segment"):
@@ -165,9 +179,16 @@ def admit(told: Estimate, memory: Memory) -> None:
 
 def _segmented(segmenter: FastestSegmenter, volume: Volume, tell: Callable[[float], None]) -> Segmentation:
     try:
-        return segmenter.segment(volume, tell)
+        with _room_or_later():
+            return segmenter.segment(volume, tell)
     except UnsuitableVolume as error:
         raise Unsuitable("unsuitable_volume", str(error)) from error
+
+
+@contextlib.contextmanager
+def _room_or_later() -> Iterator[None]:
+    try:
+        yield
     except OutOfDeviceMemory as error:
         metrics.GPU_OOM.inc()
         raise DeviceBusy(str(error)) from error
@@ -223,12 +244,15 @@ class Models:
             Where this node has no such model.
         BackendUnavailable
             Where this machine cannot run it.
+        DeviceBusy
+            Where it has no room for it now.
         """
         with self._lock:
             bundle = self._bundle(name)
             if name not in self._open:
                 began = time.monotonic()
-                self._open[name] = self._open_bundle(bundle)
+                with _room_or_later():
+                    self._open[name] = self._open_bundle(bundle)
                 metrics.MODEL_LOAD.observe(time.monotonic() - began)
             yield self._open[name]
 
@@ -348,7 +372,16 @@ class Bench:
         company = self.turns.shared if self.turns.inside == 1 else -1
         done = segment_stack(stack, paths, self._model(work.job), self.recipe, memory=self.memory)
         alone = self.turns.shared == company
-        began = time.monotonic()
+        outcome = self._commit(work, done, paths, alone=alone)
+        if outcome == "composed":
+            shown = done.volume, done.segmentation
+            del done, headers, stack  # a trial may take minutes: it holds what it needs
+            self._learn(work.job, *shown)
+        return outcome
+
+    def _commit(self, work: JobWork, done: Segmented, paths: Mapping[str, Path], *, alone: bool) -> str:
+        """Make what is sent of a result, and keep it; returns what became of the job."""
+        began, stack = time.monotonic(), done.stack
         composition = Composition(
             stack=stack,
             sources=sources_of(stack, paths),
@@ -387,26 +420,26 @@ class Bench:
             "estimated_bytes": done.estimate.memory_bytes,
         }
         _log.info("job_composed", extra=facts)
-        self._learn(work.job, done)
         return "composed"
 
-    def _learn(self, job: Job, done: Segmented) -> None:
-        """Let engines that wait for a certificate show themselves on a scan whose result is committed already."""
-        model = job.model
-        if not self.models.waits(model):
+    def _learn(self, job: Job, volume: Volume, result: Segmentation) -> None:
+        """Let engines that wait for a certificate show themselves on a scan whose result is committed already.
+
+        Nothing that comes of it may touch the job, which is done.
+        """
+        if not self.models.waits(job.model):
             return
         try:
             with self._model(job) as segmenter:
-                made = segmenter.learn(done.volume, done.segmentation)
-        except (EngineError, MemoryError) as error:
-            _log.warning("engine_not_tried", extra={"model": model, "reason": str(error)})
-            return
-        for each in made:
-            facts = {"model": model, "backend": each.key.backend, "precision": each.key.precision}
-            if each.verdict.outcome == "passed":
-                _log.info("engine_certified", extra={**facts, "reason": each.verdict.reason})
-            else:
-                _log.warning("engine_refused", extra={**facts, "reason": each.verdict.reason})
+                longest = segmenter.trial_seconds(volume.grid)
+                if longest > _LONGEST_TRIAL_S and self.journal.work(Station.SEGMENT):
+                    facts = {"model": job.model, "estimated_seconds": round(longest)}
+                    _log.info("engine_trial_put_off", extra=facts)
+                else:
+                    segmenter.learn(volume, result)
+        except _TRIAL_FAULTS as error:
+            reason = f"{type(error).__name__}: {error}"
+            _log.warning("engine_not_tried", extra={"model": job.model, "reason": reason})
 
     @contextlib.contextmanager
     def _model(self, job: Job) -> Iterator[FastestSegmenter]:

@@ -191,7 +191,37 @@ def test_a_certified_engine_whose_file_is_gone_serves_once_it_is_built_again(
         assert serve(segmenter) == ("tensorrt float16", 0)
 
 
-@pytest.mark.parametrize("fault", [BackendUnavailable("the graph is refused"), OSError(28, "No space left on device")])
+def test_a_build_that_ends_the_process_is_not_begun_again(
+    start: Callable[..., FastestSegmenter], compiling: type[Compiling], tmp_path: Path
+) -> None:
+    """While it builds, a file says so; whoever finds it without its process lets torch serve."""
+    told = Told()
+    with start(told.builder):
+        assert compiling.begun.acquire(timeout=WAIT_S)
+        (path,) = (tmp_path / "engines").glob("*.trying")
+        left = path.read_bytes()
+        compiling.go.set()
+        told.ended()
+        assert not path.exists()
+    for built in (tmp_path / "engines").glob("*-float16-*"):
+        built.unlink()
+    path.write_bytes(left)
+    again = Told()
+    with start(again.builder) as segmenter:
+        assert "tensorrt float16: ended the process when it was built" in segmenter.reason
+        assert serve(segmenter) == ("torch float32", 0)
+    assert again.builds == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        BackendUnavailable("the graph is refused"),
+        OSError(28, "No space left on device"),
+        RuntimeError("out of workspace"),
+        ValueError("a tensor of no size"),
+    ],
+)
 def test_what_cannot_be_built_is_said_and_torch_goes_on(
     start: Callable[..., FastestSegmenter], compiling: type[Compiling], fault: Exception
 ) -> None:

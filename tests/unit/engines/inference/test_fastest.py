@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +14,25 @@ import numpy as np
 import pytest
 
 from engines.backends.base import REFERENCE, Availability, Engine, Placement
-from engines.errors import BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
+from engines.errors import BackendUnavailable, BundleError, OutOfDeviceMemory, RecordsError, UnsuitableVolume
 from engines.inference import fastest
 from engines.inference.choice import Policy
-from engines.inference.fastest import FastestSegmenter, open_fastest
+from engines.inference.fastest import FastestSegmenter, Happening, open_fastest
 from engines.inference.segmenter import Segmentation
 from engines.inference.trial import Trial
-from engines.model.certificate import Limits, add_record, certificates_path, parity_folder, read_records, site_path
+from engines.model.attempt import attempt_path
+from engines.model.certificate import (
+    REFERENCE_LIMITS,
+    EngineKey,
+    Limits,
+    Verdict,
+    add_record,
+    certificates_path,
+    parity_folder,
+    read_records,
+    refused,
+    site_path,
+)
 from engines.nifti import write_volume
 from engines.volume import Grid, LabelMap, Volume
 
@@ -47,6 +62,7 @@ class Works:
         """Slices that an engine loses."""
         self.broken: dict[Engine, Exception] = {}
         self.fails: dict[Engine, Exception] = {}
+        self.unmeasured: dict[Engine, Exception] = {}
         self.opened: list[Engine] = []
         self.open = 0
         self.measured: list[Engine] = []
@@ -68,10 +84,15 @@ class Works:
         def close() -> None:
             self.open -= 1
 
-        return SimpleNamespace(segment=segment, close=close)
+        def estimate(_grid: Grid) -> Any:
+            return SimpleNamespace(seconds=10.0)
+
+        return SimpleNamespace(segment=segment, estimate=estimate, close=close)
 
     def measure(self, _bundle: Any, engine: Engine, _placement: Placement) -> Trial:
         self.measured.append(engine)
+        if engine in self.unmeasured:
+            raise self.unmeasured[engine]
         return Trial(SPEEDS[engine], 0.001)
 
 
@@ -101,11 +122,22 @@ Open = Callable[..., FastestSegmenter]
 
 
 @pytest.fixture
-def start(works: Works, bundle: Any, tmp_path: Path) -> Open:
+def told() -> list[Happening]:
+    return []
+
+
+@pytest.fixture
+def start(works: Works, bundle: Any, tmp_path: Path, told: list[Happening]) -> Open:
     def opened(site: Path | None = tmp_path / "site", **policy: Any) -> FastestSegmenter:
-        return open_fastest(bundle, Policy(site=site, **policy), Placement(threads=2), works)
+        return open_fastest(bundle, Policy(site=site, **policy), Placement(threads=2), works, tell=told.append)
 
     return opened
+
+
+def died_over(site: Path, key: EngineKey) -> None:
+    """What a process leaves that dies when it measures an engine."""
+    when = '"doing": "measured", "begun_at": "2026-11-30T12:00:00Z"'
+    attempt_path(site, key).write_text(f'{{"key": {json.dumps(asdict(key))}, {when}}}')
 
 
 def bright(voxels: int = 3000) -> Volume:
@@ -285,3 +317,223 @@ def test_nothing_serves(start: Open, works: Works) -> None:
     works.broken = dict.fromkeys(SPEEDS, BackendUnavailable("no such card"))
     with pytest.raises(BackendUnavailable, match=r"no engine serves unit: .*torch float32: no such card"):
         start()
+
+
+FAULTS = [
+    RuntimeError("CUDA error: an illegal memory access"),
+    ValueError("x"),
+    OSError(5, "x"),
+    SystemError("x"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+@pytest.mark.parametrize("where", ["measured", "opened", "asked"])
+def test_whatever_an_engine_on_trial_raises_leaves_it_out_and_no_more(
+    start: Open, works: Works, told: list[Happening], fault: Exception, where: str
+) -> None:
+    """Until the next start; the next in speed is tried in its place."""
+    {"measured": works.unmeasured, "opened": works.broken, "asked": works.fails}[where][FAST] = fault
+    with start() as segmenter:
+        by, made = serve(segmenter, bright())
+        assert (by, [each.key.precision for each in made]) == ("torch float32", ["float32"])
+        assert serve(segmenter, bright()) == ("openvino float32", ())
+        assert type(fault).__name__ in segmenter.reason
+    assert [(each.what, each.engine) for each in told] == [("not tried", FAST), ("certified", MIDDLE)]
+    for each in (works.unmeasured, works.broken, works.fails):
+        each.clear()
+    with start() as segmenter:
+        assert [each.key.precision for each in serve(segmenter, bright())[1]] == ["bfloat16"]
+
+
+@pytest.fixture
+def certified(start: Open) -> Open:
+    """The fastest engine has its certificate."""
+    with start() as segmenter:
+        serve(segmenter, bright())
+    return start
+
+
+@pytest.mark.parametrize(
+    "fault", [UnsuitableVolume("the network's answer is not finite"), BackendUnavailable("inference failed")], ids=repr
+)
+def test_where_the_engine_fails_in_a_case_the_reference_does_it(
+    certified: Open, works: Works, told: list[Happening], fault: Exception
+) -> None:
+    with certified() as segmenter:
+        told.clear()
+        works.fails[FAST] = fault
+        result = segmenter.segment(bright())
+        assert (result.backend, result.label_map.labels.sum()) == ("torch", 3000)
+        assert result.backend_reason.startswith("torch float32: taken")
+        assert f"openvino bfloat16: failed in a case: {fault}" in result.backend_reason
+        assert [(each.what, each.engine, each.reason) for each in told] == [("failed", FAST, str(fault))]
+        assert segmenter.segment(bright()).backend == "torch"
+        assert works.open == 1
+    assert works.open == 0
+
+
+def test_what_the_reference_refuses_too_is_the_scans_fault(
+    certified: Open, works: Works, told: list[Happening]
+) -> None:
+    """The engine goes on serving."""
+    with certified() as segmenter:
+        told.clear()
+        works.fails = dict.fromkeys(SPEEDS, UnsuitableVolume("every voxel is 0"))
+        with pytest.raises(UnsuitableVolume, match="every voxel"):
+            segmenter.segment(bright())
+        assert segmenter.reason.startswith("torch float32: taken")  # what is open, not what will be
+        works.fails.clear()
+        result = segmenter.segment(bright())
+        assert (result.backend, result.precision) == ("openvino", "bfloat16")
+    assert told == []
+
+
+def test_no_room_for_the_reference_is_no_verdict_and_tried_again(certified: Open, works: Works) -> None:
+    with certified() as segmenter:
+        works.fails[FAST] = UnsuitableVolume("not finite")
+        works.broken[REFERENCE] = OutOfDeviceMemory("full")
+        with pytest.raises(OutOfDeviceMemory):
+            segmenter.segment(bright())
+        works.broken.clear()
+        assert segmenter.segment(bright()).backend == "torch"
+
+
+def test_no_room_to_open_passes_an_engine_over_and_the_reason_is_of_the_one_that_serves(
+    certified: Open, works: Works
+) -> None:
+    works.broken[FAST] = OutOfDeviceMemory("no room on the card")
+    with certified() as segmenter:
+        assert segmenter.reason.startswith("torch float32: taken")
+        assert "openvino bfloat16: no room on the card" in segmenter.reason
+
+
+def test_no_room_for_the_reference_is_for_later(start: Open, works: Works) -> None:
+    works.broken[REFERENCE] = OutOfDeviceMemory("no room on the card")
+    with pytest.raises(OutOfDeviceMemory):
+        start()
+
+
+@pytest.mark.parametrize("fault", [OutOfDeviceMemory("full"), RuntimeError("x")])
+def test_a_reference_that_cannot_be_measured_serves_all_the_same(start: Open, works: Works, fault: Exception) -> None:
+    works.unmeasured[REFERENCE] = fault
+    with start() as segmenter:
+        assert serve(segmenter, bright())[0] == "torch float32"
+
+
+def test_no_room_for_the_volumes_beside_the_bundle_leaves_it_to_the_next_scan(
+    start: Open, works: Works, bundle: Any, told: list[Happening]
+) -> None:
+    parity_folder(bundle.folder).mkdir(parents=True)
+    write_volume(parity_folder(bundle.folder) / "one.nii.gz", bright())
+    works.fails[REFERENCE] = OutOfDeviceMemory("full")
+    with start() as segmenter:
+        assert [each.what for each in told] == ["not tried"]
+        works.fails.clear()
+        assert len(serve(segmenter, bright())[1]) == 1
+
+
+def test_certificates_made_at_the_start_are_told(start: Open, works: Works, bundle: Any, told: list[Happening]) -> None:
+    parity_folder(bundle.folder).mkdir(parents=True)
+    write_volume(parity_folder(bundle.folder) / "one.nii.gz", bright())
+    works.wrong[FAST] = 1
+    with start():
+        assert [(each.what, each.engine) for each in told] == [("refused", FAST), ("certified", MIDDLE)]
+
+
+def _corrupt(path: Path) -> None:
+    path.write_text('{"format": 1, "certif')
+
+
+def _of_tomorrow(path: Path) -> None:
+    path.write_text('{"format": 2}')
+
+
+def _a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("spoil", [_corrupt, _of_tomorrow, _a_folder])
+def test_where_the_sites_file_cannot_be_read_torch_serves_and_nothing_is_tried(
+    start: Open, works: Works, tmp_path: Path, told: list[Happening], spoil: Callable[[Path], None]
+) -> None:
+    own = site_path(tmp_path / "site", "d" * 64)
+    own.parent.mkdir()
+    spoil(own)
+    with start() as segmenter:
+        for _ in range(2):
+            assert serve(segmenter, bright()) == ("torch float32", ())
+    assert works.measured == []
+    assert [(each.what, each.engine) for each in told] == [("not kept", None)]
+    assert str(own) in told[0].reason
+
+
+def test_where_the_sites_file_cannot_be_written_torch_serves_and_nothing_more_is_tried(
+    start: Open, works: Works, told: list[Happening], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be kept cannot be looked up either: no result names a certificate that is nowhere."""
+    with start() as segmenter:
+
+        def full(*_: Any) -> None:
+            raise RecordsError("cannot be written: No space left on device")
+
+        monkeypatch.setattr(fastest, "add_record", full)
+        for _ in range(2):
+            assert serve(segmenter, bright()) == ("torch float32", ())
+        assert works.opened.count(FAST) == 1
+    assert [each.what for each in told] == ["not kept"]
+
+
+def test_an_engine_that_ended_the_process_is_not_tried_again(
+    start: Open, works: Works, bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies in a file while it is tried; torch serves until that is deleted, or the library is another one."""
+    seen: list[Path] = []
+    measure = works.measure
+
+    def watched(*told: Any) -> Trial:
+        seen.extend((tmp_path / "site").glob("*.trying"))
+        return measure(*told)
+
+    monkeypatch.setattr(fastest, "measure", watched)
+    with start() as segmenter:
+        serve(segmenter, bright())
+    left = attempt_path(tmp_path / "site", next(each.key for each in segmenter.candidates if each.engine == FAST))
+    assert left in seen
+    assert not list((tmp_path / "site").glob("*.trying"))
+    key = next(each.key for each in segmenter.candidates if each.engine == FAST)
+    died_over(tmp_path / "site", key)
+    with start() as segmenter:
+        assert "openvino bfloat16: ended the process when it was measured" in segmenter.reason
+        assert serve(segmenter, bright())[0] == "torch float32"
+        assert serve(segmenter, bright())[0] == "openvino float32"
+    monkeypatch.setattr("engines.inference.trial.library_version", lambda backend, *_: f"{backend} 1.1")
+    with start() as segmenter:
+        assert [each.key.precision for each in serve(segmenter, bright())[1]] == ["bfloat16"]
+    assert not left.exists()
+
+
+def test_a_reference_that_failed_against_nnunetv2_serves_nothing(start: Open, works: Works, bundle: Any) -> None:
+    """Neither do engines that were held against it; the mend is said. Whatever version of torch found it."""
+    with start() as segmenter:
+        key = next(each.key for each in segmenter.candidates if each.engine == REFERENCE)
+        serve(segmenter, bright())
+    failed = refused("unit", replace(key, library="torch 0.9"), "nnunetv2 2.8.1", REFERENCE_LIMITS, "liver: Dice 0.5")
+    add_record(certificates_path(bundle.folder), failed)
+    works.opened.clear()
+    with pytest.raises(BundleError, match=r"nnunetv2 2\.8\.1 .*Dice 0\.5.*import the model again, or delete .*json"):
+        start()
+    assert works.opened == []
+    better = replace(failed, key=key, verdict=Verdict("passed", "equal"), made_at=failed.made_at + timedelta(days=1))
+    add_record(certificates_path(bundle.folder), better)
+    with start() as segmenter:
+        assert serve(segmenter, bright())[0] == "openvino bfloat16"
+
+
+def test_how_long_a_trial_may_take(start: Open, works: Works) -> None:
+    """10 s with torch: both engines may be tried, which are 9 and 4.5 times as fast."""
+    with start() as segmenter:
+        assert segmenter.trial_seconds(bright().grid) == pytest.approx(10.0 / 9 + 20.0 / 9)
+        serve(segmenter, bright())
+        assert segmenter.trial_seconds(bright().grid) == pytest.approx(90.0)  # nothing waits; torch would be asked

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from engines.backends.base import Engine, Placement
+from engines.backends.base import REFERENCE, Engine, Placement
 from engines.backends.openvino import OpenVinoBackend
-from engines.errors import BackendUnavailable, UnsuitableVolume
+from engines.backends.torch import TorchBackend
+from engines.errors import BackendUnavailable, OutOfDeviceMemory, UnsuitableVolume
 from engines.inference.segmenter import Segmenter, availability
+from engines.inference.trial import measure
 from engines.model.bundle import Bundle
 from engines.volume import Grid, Reorientation, Volume
 
@@ -120,6 +122,56 @@ def test_an_engine_that_fails_the_self_test_is_not_opened(
     )
     with pytest.raises(BackendUnavailable, match="openvino float32: self-test failed: logits off by"):
         Segmenter.open(make_bundle(), Engine("openvino"), Placement())
+
+
+def failing(fault: Exception) -> Any:
+    def answers(_self: Any, _patches: Any) -> Any:
+        raise fault
+        yield
+
+    return answers
+
+
+FAULTS = [
+    (RuntimeError("device lost\nat line 7"), BackendUnavailable, "RuntimeError: device lost$"),
+    (OSError(5, "Input/output error"), BackendUnavailable, "OSError"),
+    (MemoryError(), OutOfDeviceMemory, "no room in memory"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), OutOfDeviceMemory, "no room in memory"),
+]
+
+
+@pytest.mark.parametrize(("fault", "error", "words"), FAULTS, ids=repr)
+def test_what_a_library_raises_is_an_engines_fault(
+    make_bundle: Callable[..., Bundle],
+    volume: Volume,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+    error: type[Exception],
+    words: str,
+) -> None:
+    """In a case, when it is opened, and when it is measured: another engine can do the work."""
+    bundle = make_bundle()
+    with Segmenter.open(bundle, Engine("openvino"), Placement()) as segmenter:
+        monkeypatch.setattr(OpenVinoBackend, "answers", failing(fault))
+        with pytest.raises(error, match=words):
+            segmenter.segment(volume)
+        with pytest.raises(error, match=words):
+            Segmenter.open(bundle, Engine("openvino"), Placement())
+        with pytest.raises(error, match=words):
+            measure(bundle, Engine("openvino"), Placement())
+
+
+def test_a_fault_of_the_reference_flies_as_it_is(
+    make_bundle: Callable[..., Bundle], volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing stands behind it; where it asked for memory in vain, it is no fault."""
+    with Segmenter.open(make_bundle(), REFERENCE, Placement()) as segmenter:
+        monkeypatch.setattr(TorchBackend, "answers", failing(RuntimeError("ours")))
+        with pytest.raises(RuntimeError, match="ours"):
+            segmenter.segment(volume)
+        monkeypatch.setattr(TorchBackend, "answers", failing(MemoryError()))
+        with pytest.raises(OutOfDeviceMemory):
+            segmenter.segment(volume)
 
 
 def test_an_engine_that_cannot_run_here(make_bundle: Callable[..., Bundle]) -> None:

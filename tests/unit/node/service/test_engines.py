@@ -14,6 +14,7 @@ from engines.backends.base import Engine
 from engines.backends.openvino import OpenVinoBackend
 from engines.inference.building import Built
 from engines.inference.choice import candidates
+from engines.inference.fastest import Happening, What
 from engines.model.bundle import SHIPPED, Bundle, load_bundle
 from engines.model.certificate import Limits, certificates_path, parity_folder, read_records, site_path
 from engines.nifti import read_volume
@@ -22,6 +23,7 @@ from node.selftest.cohort import parity_volume
 from node.selftest.phantom import ORGANS
 from node.service.engines import open_model, placement, policy
 from node.service.segmenter import _built as told_of_build
+from node.service.segmenter import _happened as told_of_engine
 
 MIDDLE = Engine("openvino")
 Make = Callable[..., Settings]
@@ -84,6 +86,47 @@ def test_without_a_data_folder_nothing_is_kept(tmp_path: Path) -> None:
     nowhere = parse_settings("", tmp_path / "node.toml")
     assert policy(nowhere).site is None
     assert placement(nowhere).cache is None
+
+
+def test_a_folder_of_engines_that_cannot_be_written_keeps_nothing(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever may be written around it; one that is not there yet is made."""
+    made = settings()
+    assert policy(made).site == tmp_path / "data" / "engines"
+    (tmp_path / "data" / "engines").mkdir()
+    closed: set[Path] = {tmp_path / "data" / "engines"}
+    monkeypatch.setattr("node.service.engines.os.access", lambda path, _mode: path not in closed)
+    assert policy(made).site is None
+    closed.clear()
+    closed.add(tmp_path / "data")
+    assert policy(made).site == tmp_path / "data" / "engines"
+    (tmp_path / "data" / "engines").rmdir()
+    assert policy(made).site is None
+    (tmp_path / "data" / "engines").write_text("")
+    assert policy(made).site is None
+
+
+HAPPENINGS: list[tuple[What, str, str]] = [
+    ("certified", "engine_certified", "INFO"),
+    ("refused", "engine_refused", "WARNING"),
+    ("not tried", "engine_not_tried", "WARNING"),
+    ("failed", "engine_failed", "ERROR"),
+    ("not kept", "certificates_not_kept", "WARNING"),
+]
+
+
+@pytest.mark.parametrize(("what", "event", "level"), HAPPENINGS)
+def test_what_becomes_of_an_engine_is_logged(
+    what: What, event: str, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        told_of_engine(Happening(what, "liver-ct", Engine("openvino", "bfloat16"), "Dice 0.9"))
+        told_of_engine(Happening(what, "liver-ct", None, "of all"))
+    first, second = caplog.records
+    assert (first.message, first.levelname, second.message) == (event, level, event)
+    assert (vars(first)["precision"], vars(first)["reason"]) == ("bfloat16", "Dice 0.9")
+    assert "backend" not in vars(second)
 
 
 def test_the_phantom_certifies_an_engine_when_it_is_opened(settings: Make, phantom: Bundle, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import tempfile
 import threading
 import time
@@ -22,16 +23,9 @@ from pydicom import dcmread
 from engines.errors import BackendUnavailable, BundleError, OutOfDeviceMemory, UnsuitableVolume
 from engines.inference.estimate import Estimate
 from engines.inference.segmenter import Segmentation
-from engines.model.certificate import (
-    ENGINE_LIMITS,
-    Certificate,
-    EngineKey,
-    LabelAgreement,
-    VolumeAgreement,
-    certify,
-)
+from engines.model.certificate import Certificate
 from engines.volume import Grid, LabelMap, Volume
-from node.dicom.compose import ResultStyle
+from node.dicom.compose import Composition, ResultStyle
 from node.domain.instance import ReceivedInstance, Sender
 from node.domain.job import DeliveryState, Destination, JobState, ObjectKind, RetryPolicy
 from node.domain.routing import ModelFacts, Rule
@@ -39,12 +33,13 @@ from node.domain.segments import load_segments
 from node.domain.series import Evidence
 from node.domain.variants import choose_variant
 from node.domain.work import Station
+from node.errors import DeviceBusy
 from node.monitor import metrics
 from node.selftest.phantom import CT
 from node.selftest.scanner import Acquisition, planes_around, write_series
 from node.stations.assemble import Assembler
 from node.stations.memory import Memory
-from node.stations.segment import Bench, Models, Recipe
+from node.stations.segment import Bench, Models, Recipe, Segmented
 from node.store.journal import Journal
 from node.store.spool import Spool
 
@@ -67,14 +62,17 @@ class Segmenter:
         self.finds = True
         self.before: Callable[[], object] = lambda: None
         self.learned: list[tuple[Volume, Segmentation]] = []
-        self.makes: tuple[Certificate, ...] = ()
         self.cannot_learn: Exception | None = None
+        self.takes_s = 0.0
+
+    def trial_seconds(self, grid: Grid) -> float:
+        return self.takes_s
 
     def learn(self, volume: Volume, result: Segmentation) -> tuple[Certificate, ...]:
         self.learned.append((volume, result))
         if self.cannot_learn is not None:
             raise self.cannot_learn
-        return self.makes
+        return ()
 
     def segment(self, volume: Volume, progress: Callable[[float], None] | None = None) -> Segmentation:
         self.before()
@@ -193,51 +191,91 @@ def test_job_objects_and_deliveries_at_once(journal: Journal, bench: Bench, path
     assert record.result["seconds"].keys() >= {"load", "segment", "compose"}
 
 
-def certificate_with(dice: float) -> Certificate:
-    key = EngineKey("a" * 64, "openvino", "bfloat16", "openvino 1", "cpu")
-    volumes = [VolumeAgreement("b" * 64, (4, 4, 4), 1.0, (LabelAgreement(1, "liver", 4000, 4000, dice),))]
-    return certify("any", key, "torch float32 2", ENGINE_LIMITS, volumes)
-
-
 def test_engines_show_themselves_on_a_scan_whose_result_is_committed(
-    journal: Journal,
-    bench: Bench,
-    segmenter: Segmenter,
-    paths: list[Path],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the model saw and what it answered are shown to those that wait; the log tells what came of it."""
-    segmenter.waits = True
-    segmenter.makes = (certificate_with(0.5), certificate_with(0.999))
-    states: list[JobState] = []
+    """What the model saw and what it answered are shown to those that wait; what was made to be sent is let go."""
+    seen: list[tuple[JobState, int]] = []
     learn = segmenter.learn
 
     def watched(volume: Volume, result: Segmentation) -> Any:
-        states.append(record_of(journal, job_id).job.state)
+        held = sum(type(each) in {Composition, Segmented} for each in gc.get_objects())
+        seen.append((record_of(journal, job_id).job.state, held))
         return learn(volume, result)
 
     monkeypatch.setattr(segmenter, "learn", watched)
     job_id = job_for(journal, paths)
-    with caplog.at_level("INFO", "node.stations.segment"):
-        assert bench.run(job_id, 1) == "composed"
-    assert states == [JobState.COMPOSED]
+    gc.collect()
+    assert bench.run(job_id, 1) == "composed"
+    assert seen == [(JobState.COMPOSED, 0)]
     ((volume, result),) = segmenter.learned
     assert volume.grid.shape == result.label_map.labels.shape
-    said = {record.msg: record for record in caplog.records}
-    assert said["engine_refused"].levelname == "WARNING"
-    assert "Dice 0.5000" in said["engine_refused"].reason  # type: ignore[attr-defined]
-    assert said["engine_certified"].precision == "bfloat16"  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("error", [BackendUnavailable("x"), BundleError("x"), OutOfDeviceMemory("x"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        BackendUnavailable("x"),
+        BundleError("x"),
+        OutOfDeviceMemory("x"),
+        DeviceBusy("x"),
+        MemoryError(),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        ValueError("x"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        ZeroDivisionError(),
+        SystemError("a library returned NULL"),
+        StopIteration(),
+        KeyError("x"),
+    ],
+)
 def test_what_hinders_a_certificate_hinders_no_result(
-    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path], error: Exception
+    journal: Journal,
+    bench: Bench,
+    segmenter: Segmenter,
+    paths: list[Path],
+    error: Exception,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    segmenter.waits, segmenter.cannot_learn = True, error
+    segmenter.cannot_learn = error
     job_id = job_for(journal, paths)
     assert bench.run(job_id, 1) == "composed"
     assert record_of(journal, job_id).job.state is JobState.COMPOSED
+    assert "engine_not_tried" in {record.msg for record in caplog.records}
+
+
+@pytest.mark.parametrize(("seconds", "others", "tried"), [(601.0, 1, 0), (601.0, 0, 1), (599.0, 1, 1)])
+def test_a_long_trial_waits_until_no_job_does(
+    journal: Journal,
+    bench: Bench,
+    segmenter: Segmenter,
+    paths: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    seconds: float,
+    others: int,
+    tried: int,
+) -> None:
+    segmenter.takes_s = seconds
+    job_id = job_for(journal, paths)
+    work = journal.work
+    rows = [object()] * others
+    monkeypatch.setattr(journal, "work", lambda station: (*work(station), *rows))
+    assert bench.run(job_id, 1) == "composed"
+    assert len(segmenter.learned) == tried
+
+
+def test_no_room_to_open_a_model_puts_the_job_off(journal: Journal, bench: Bench, paths: list[Path]) -> None:
+    """And the next try opens it anew."""
+
+    def opens(_bundle: Any) -> Any:
+        raise OutOfDeviceMemory("torch float32: no room")
+
+    job_id = job_for(journal, paths)
+    full = replace(bench, models=Models({"any": BUNDLE}, opens))
+    assert full.run(job_id, 1) == "retry_later"
+    record = record_of(journal, job_id)
+    assert (record.job.state, record.job.reason) == (JobState.QUEUED, "DeviceBusy")
 
 
 def test_the_engine_stands_in_the_journal(journal: Journal, bench: Bench, paths: list[Path]) -> None:
