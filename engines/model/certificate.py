@@ -235,7 +235,9 @@ def add_record(path: Path, new: Certificate | Speed) -> None:
     text = _RECORDS.dump_json(read_records(path).having(new), indent=2)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(
+            mode=0o700, parents=True, exist_ok=True
+        )  # of a node, where engines lie too, which are programs
         with draft.open("wb") as stream:
             stream.write(text + b"\n")
             stream.flush()
