@@ -10,6 +10,7 @@ HilumError
     Unsuitable             the job is REJECTED and never tried again
     Transient              tried again with backoff
         PeerUnavailable        SpoolFull        DeviceBusy        JournalUnavailable
+    DoesNotFit, TooLong    the job is FAILED: this machine has not the memory, or the speed, for the case
     PermanentlyRefused     the delivery is FAILED: the peer said that it will never take the object
 
 Anything else is a bug: the job is FAILED with its traceback in the journal.
@@ -110,7 +111,11 @@ class DeviceBusy(Transient):
 
 
 class DoesNotFit(HilumError):
-    """The machine has not the memory for the case, and would not have it with nothing else running."""
+    """The machine has not the memory for the case, which was alone in its process, and never will have."""
+
+
+class TooLong(HilumError):
+    """The case would take this machine longer than anybody waits for a result."""
 
 
 class JournalUnavailable(Transient):

@@ -159,7 +159,7 @@ class Leases:
     Parameters
     ----------
     budgets_s
-        The longest that a call of a station may take.
+        The longest that a call of a station may take, where `allow` says nothing else.
     on_beat
         Called at each beat as well: the role's own sign of life.
     """
@@ -179,6 +179,7 @@ class Leases:
         self._end_process = end_process
         self._lock = threading.Lock()
         self._held: dict[tuple[Station, int, int], float] = {}
+        self._own_s: dict[tuple[Station, int, int], float] = {}
         self._owed: list[tuple[Station, int, int]] = []
         self._beat = time.monotonic()
         self._stopping = threading.Event()
@@ -206,6 +207,14 @@ class Leases:
         finally:
             with self._lock:
                 self._held.pop(key, None)
+                self._own_s.pop(key, None)
+
+    def allow(self, station: Station, row_id: int, attempt: int, seconds: float) -> None:
+        """Let a held row take so long from now on, whatever its station may."""
+        key = (station, row_id, attempt)
+        with self._lock:
+            if key in self._held:
+                self._held[key], self._own_s[key] = time.monotonic(), seconds
 
     @contextlib.contextmanager
     def rest(self, station: Station, row_id: int, attempt: int) -> Iterator[None]:
@@ -255,7 +264,8 @@ class Leases:
         """End the process when a call hangs: only that frees its slot and its device (the supervisor starts anew)."""
         now = time.monotonic()
         with self._lock:
-            hung = [key for key, since in self._held.items() if now - since > self._budgets_s[key[0]]]
+            limits_s = {key: self._own_s.get(key, self._budgets_s[key[0]]) for key in self._held}
+            hung = [key for key, since in self._held.items() if now - since > limits_s[key]]
         for station, row_id, attempt in hung:
             _log.critical("station_hangs", extra={"stage": str(station), "workflow": f"{station}.{row_id}.{attempt}"})
         if hung:

@@ -276,7 +276,8 @@ def add_record(path: Path, new: Certificate | Speed) -> None:
         Where what lies there is not a file of records, or cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # Of a node: there lie engines too, which are programs.
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(path.with_name(f".{path.name}.lock")):
             _replace(path, _RECORDS.dump_json(read_records(path).having(new), indent=2) + b"\n")
     except OSError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydicom import dcmread
 
-from engines.errors import EngineError
+from engines.errors import EngineError, OutOfDeviceMemory
 from engines.inference.fastest import FastestSegmenter
 from engines.model.bundle import Bundle
 from engines.nifti import write_itksnap_labels, write_label_map, write_volume
@@ -32,7 +32,7 @@ from node.domain.routing import Ineligible, Routed, Rule, route
 from node.domain.segments import SegmentDescription
 from node.domain.stack import Stack, Unstackable
 from node.domain.variants import SEG_CLASSES
-from node.errors import CannotUnderstand, Unsuitable
+from node.errors import CannotUnderstand, DeviceBusy, DoesNotFit, TooLong, Unsuitable
 from node.service.engines import open_model, policy
 from node.service.house import config_digest, enabled_bundles, model_facts, result_style, segments_of
 from node.stations.segment import Recipe, Segmented, segment_stack, sources_of
@@ -67,7 +67,7 @@ class ScanReport:
     """Number and description."""
     frames: int
     outcome: str
-    """`segmented`, `rejected` by what was seen in its voxels, or `ineligible`."""
+    """`segmented`; `rejected` by what was seen in its voxels; `ineligible`; or `failed` for want of memory or time."""
     reason: str = ""
     detail: str = ""
     rule: str = ""
@@ -81,7 +81,7 @@ class ScanReport:
 
 
 def segment(options: argparse.Namespace) -> int:
-    """Segment what a rule, or --model, chooses; status 1 where nothing was segmented."""
+    """Segment what a rule, or --model, chooses; status 1 where nothing was segmented, or one had no room or time."""
     settings = settings_or_default(options)
     bundles = enabled_bundles(settings)
     if options.model is not None and options.model not in bundles:
@@ -98,7 +98,8 @@ def segment(options: argparse.Namespace) -> int:
         say(document({"scans": reports, "skipped_files": found.skipped, "notes": found.notes}))
     else:
         _tell(found, reports)
-    return DONE if any(report.outcome == "segmented" for report in reports) else ANSWER_IS_NO
+    outcomes = {report.outcome for report in reports}
+    return DONE if "segmented" in outcomes and "failed" not in outcomes else ANSWER_IS_NO
 
 
 def _any_scan(model: str) -> Rule:
@@ -138,6 +139,12 @@ class Workbench:
                 yield _report(item.stack, "rejected", error.reason, error.detail)
             except CannotUnderstand as error:
                 yield _report(item.stack, "rejected", "undecodable", error.comment)
+            except (DeviceBusy, DoesNotFit, OutOfDeviceMemory) as error:
+                yield _report(item.stack, "failed", "memory", str(error))
+            except MemoryError as error:
+                yield _report(item.stack, "failed", "memory", f"out of memory: {error}")
+            except TooLong as error:
+                yield _report(item.stack, "failed", "time", str(error))
 
     def _segmented(self, item: Routed, paths: Mapping[str, Path]) -> ScanReport:
         with progress(f"{series_name(item.stack.frames[0].header)}: {item.model}", self._quiet) as shown:
@@ -280,7 +287,9 @@ def _tell(found: DicomFolder, reports: Sequence[ScanReport]) -> None:
 
 def _became(report: ScanReport) -> str:
     """The outcome in words: that nothing chose a stack is not that it was tried in vain."""
-    return {"ineligible": "no model for it", "rejected": "cannot serve"}.get(report.outcome, report.outcome)
+    return {"ineligible": "no model for it", "rejected": "cannot serve", "failed": "no room or time"}.get(
+        report.outcome, report.outcome
+    )
 
 
 def _ml(line: VolumeLine) -> str:

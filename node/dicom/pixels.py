@@ -166,6 +166,12 @@ def read_volume(stack: Stack, paths: Mapping[str, Path], progress: Progress | No
     return Volume(grid, voxels, modality), back
 
 
+def volume_bytes(stack: Stack) -> int:
+    """What the volume of a stack will take, told from its geometry before a pixel is read: voxels, and their labels."""
+    grid = _own_grid(stack)[0] if stack.geometry.lattice is Lattice.REGULAR else _plan(stack).grid
+    return (np.dtype(np.float32).itemsize + np.dtype(np.uint8).itemsize) * math.prod(grid.shape)
+
+
 def _told(frames: Iterator[Frame], count: int, progress: Progress | None) -> Iterator[Frame]:
     for n, frame in enumerate(frames, start=1):
         yield frame

@@ -78,6 +78,7 @@ CAUSES = (
     "outdated",
     "input",
     "memory",
+    "time",
     OTHER,
 )
 KINDS = ("seg", "sr", "pdf", OTHER)

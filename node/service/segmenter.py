@@ -20,13 +20,12 @@ from node.service.cards import cautions_of
 from node.service.engines import open_model, placement, policy
 from node.service.house import House, result_style
 from node.service.process import Process, leave
+from node.stations.admission import LEAST_BUDGET_S
 from node.stations.segment import Bench, Models, Recipe
 from node.workflows import DbosEngine, Executor, Leases, guarded, stop_engine
 
 _log = logging.getLogger(__name__)
 
-_BUDGET_S = 3600.0
-"""A case that takes longer hangs: on two cores the largest that were seen take minutes."""
 _STOP_GRACE_S = 10
 
 
@@ -38,7 +37,7 @@ def run(settings: Settings) -> NoReturn:
             _log.warning("path_never_ran", extra={"reason": str(caution)})
         builder = Builder(_built)
         models = Models(house.bundles, lambda bundle: _opened(bundle, settings, builder))
-        leases = Leases(house.journal, dict.fromkeys(Station, _BUDGET_S), lambda: process.beat(house.journal))
+        leases = Leases(house.journal, dict.fromkeys(Station, LEAST_BUDGET_S), lambda: process.beat(house.journal))
         bench = Bench(
             journal=house.journal,
             spool=house.spool,
@@ -47,6 +46,7 @@ def run(settings: Settings) -> NoReturn:
             style=result_style(settings),
             destinations=house.destinations,
             rest=partial(leases.rest, Station.SEGMENT),
+            allow=partial(leases.allow, Station.SEGMENT),
         )
         call = guarded(Station.SEGMENT, bench.run, house.journal, leases, _nothing)
         executor = Executor(settings.engine_path, process.executor_id, frozenset({Station.SEGMENT}))

@@ -62,23 +62,29 @@ def _group(folder: Path, limit_name: str, used_name: str) -> Memory | None:
     return Memory(min(int(limit), max(0, int(limit) - int(used) + cache)), int(limit))
 
 
+def resident_bytes(proc: Path = _PROC) -> int:
+    """What this process holds now, all threads counted; 0 where the kernel does not say."""
+    return _status_bytes(proc, "VmRSS")
+
+
 class Peak:
     """What this process holds at the most, beyond what it held when this was made; all threads counted."""
 
     def __init__(self, proc: Path = _PROC) -> None:
-        self._status = proc / "self/status"
+        self._proc = proc
         self._known = False
         with contextlib.suppress(OSError):
             (proc / "self/clear_refs").write_text("5", encoding="ascii")  # the peak counts anew (proc(5))
             self._known = True
-        self._before = self._bytes("VmRSS")
+        self._before = resident_bytes(proc)
 
     def grown_bytes(self) -> int | None:
         """None where the kernel does not say."""
-        return self._bytes("VmHWM") - self._before if self._known and self._before else None
+        return _status_bytes(self._proc, "VmHWM") - self._before if self._known and self._before else None
 
-    def _bytes(self, name: str) -> int:
-        return 1024 * _fields(self._status, r"(\w+):\s+(\d+) kB").get(name, 0)
+
+def _status_bytes(proc: Path, name: str) -> int:
+    return 1024 * _fields(proc / "self/status", r"(\w+):\s+(\d+) kB").get(name, 0)
 
 
 def _fields(path: Path, pattern: str) -> dict[str, int]:

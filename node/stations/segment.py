@@ -29,7 +29,7 @@ from engines.model.bundle import Bundle
 from engines.volume import Volume
 from node.dicom.compose import Composed, Composition, Mismatch, Predecessor, ResultStyle, compose
 from node.dicom.headers import read_header, read_source
-from node.dicom.pixels import read_volume, split_series
+from node.dicom.pixels import read_volume, split_series, volume_bytes
 from node.dicom.result_header import numbers_in_turn
 from node.domain.findings import Findings, Provenance, measure
 from node.domain.instance import InstanceHeader
@@ -45,10 +45,12 @@ from node.errors import (
     DoesNotFit,
     HilumError,
     SpoolFull,
+    TooLong,
     Transient,
     Unsuitable,
 )
 from node.monitor import metrics
+from node.stations.admission import Admission, Promises, budget_s
 from node.stations.memory import Memory, Peak, memory_now
 from node.stations.turns import Turns
 from node.store.journal import Journal
@@ -60,7 +62,16 @@ _log = logging.getLogger(__name__)
 _LONGEST_TRIAL_S = 600.0
 """An engine whose trial would take longer waits until no other job does."""
 _TRIAL_FAULTS: tuple[type[Exception], ...] = (HilumError, *ENGINE_FAULTS)
-
+_CAUSES: Mapping[type[Exception], str] = {
+    BundleError: "bundle",
+    BackendUnavailable: "backend",
+    Mismatch: "readback",
+    DoesNotFit: "memory",
+    TooLong: "time",
+}
+"""Why a job is FAILED at once: another try would end as this one."""
+_TRIALS = 3
+"""What a scan may be segmented by once it is served: the reference, and engines that it certifies."""
 OUTDATED = "outdated"
 """Reason of a job that was made for another model or configuration than this process has."""
 
@@ -111,7 +122,7 @@ def segment_stack(
     recipe: Recipe,
     progress: Callable[[float], None] | None = None,
     *,
-    memory: Callable[[], Memory] = memory_now,
+    admission: Admission | None = None,
 ) -> Segmented:
     """Load, segment, bring the labels back to the source frames, measure.
 
@@ -123,8 +134,8 @@ def segment_stack(
         Gives the model for the time of its use, which may have to be waited for: `wait` among the seconds.
     progress
         Told the part that is done, 0 to 1.
-    memory
-        What there is of it, asked before the case begins.
+    admission
+        Asked before anything is loaded, and before anything is computed; None: of a process that does nothing else.
 
     Raises
     ------
@@ -134,10 +145,12 @@ def segment_stack(
         Where device or host have no room for the case now.
     DoesNotFit
         Where the host will never have.
+    TooLong
+        Where it would take longer than a day.
     """
     tell = progress or _tell_nobody
-    clock = _Clock()
-    with clock.stage("load"):
+    clock, admission = _Clock(), admission or Admission()
+    with clock.stage("load"), admission.loading(volume_bytes(stack)):
         volume, back = read_volume(stack, paths, lambda part: tell(0.2 * part))
     began = time.monotonic()
     with held as segmenter:
@@ -145,9 +158,8 @@ def segment_stack(
         bundle = segmenter.bundle
         with _room_or_later():
             told = segmenter.estimate(volume.grid)
-        admit(told, memory())
         peak = Peak()
-        with clock.stage("segment"):
+        with admission.computing(told), clock.stage("segment"):
             segmentation = _segmented(segmenter, volume, lambda part: tell(0.2 + 0.7 * part))
         grown = peak.grown_bytes()
     with clock.stage("measure"):
@@ -158,23 +170,6 @@ def segment_stack(
     tell(1.0)
     seconds = {**segmentation.seconds, **clock.seconds}
     return Segmented(stack, volume, segmentation, labels, findings, seconds, told, grown)
-
-
-def admit(told: Estimate, memory: Memory) -> None:
-    """Let a case begin only where it has room: a process that takes too much is killed, and all its jobs with it.
-
-    Raises
-    ------
-    DeviceBusy
-        Where there is not enough memory now.
-    DoesNotFit
-        Where there never will be.
-    """
-    wanted = f"this case takes about {told.memory_bytes / 1e9:.1f} GB of memory beyond its images"
-    if told.memory_bytes > memory.limit:
-        raise DoesNotFit(f"{wanted}; this machine, or its control group, allows {memory.limit / 1e9:.1f} GB in all")
-    if told.memory_bytes > memory.available:
-        raise DeviceBusy(f"{wanted}; {memory.available / 1e9:.1f} GB are free now")
 
 
 def _segmented(segmenter: FastestSegmenter, volume: Volume, tell: Callable[[float], None]) -> Segmentation:
@@ -289,6 +284,8 @@ class Bench:
         Jobs work beside each other: one loads and one composes while another is on the device.
     rest
         Told of a job that waits for others, which is not a call that hangs: (job, attempt).
+    allow
+        Told how many seconds from now on a job may take: (job, attempt, seconds).
     """
 
     journal: Journal
@@ -303,15 +300,18 @@ class Bench:
     since: datetime = field(default_factory=utc_now)
     turns: Turns = field(default_factory=Turns)
     rest: Callable[[int, int], contextlib.AbstractContextManager[None]] = lambda *_: contextlib.nullcontext()
+    allow: Callable[[int, int, float], None] = lambda *_: None
     memory: Callable[[], Memory] = memory_now
+    promises: Promises = field(default_factory=Promises)
 
     def run(self, job_id: int, attempt: int) -> str:
         """Do one job; returns what became of it in a word.
 
-        A job that waits for its place is not begun: if the process dies meanwhile, it did not die over this one.
+        A job that waits for its place is not begun: if the process dies meanwhile, it did not die over this one. One
+        that a process died over, or that had no room beside others, is alone.
         """
-        suspect = self.journal.starts_of(job_id) > 0
-        with self.turns.place(suspect, lambda: self.rest(job_id, attempt)):
+        alone = self.journal.starts_of(job_id) > 0 or self.journal.reason_of(job_id) == DeviceBusy.__name__
+        with self.turns.place(alone, lambda: self.rest(job_id, attempt)):
             return self._begin(job_id, attempt)
 
     def _begin(self, job_id: int, attempt: int) -> str:
@@ -327,14 +327,10 @@ class Bench:
             return self._reject(work, error.reason, error.detail)
         except CannotUnderstand as error:
             return self._reject(work, "undecodable", error.comment)
-        except BundleError as error:
-            return self._fail(work, "bundle", str(error))
-        except BackendUnavailable as error:
-            return self._fail(work, "backend", str(error))
-        except Mismatch as error:
-            return self._fail(work, "readback", str(error))
-        except DoesNotFit as error:
-            return self._fail(work, "memory", str(error))
+        except tuple(_CAUSES) as error:
+            return self._fail(work, next(_CAUSES[each] for each in _CAUSES if isinstance(error, each)), str(error))
+        except _Outrun:
+            return "outrun"
         except Transient as error:
             return self._postpone(work, error)
         except MemoryError as error:
@@ -370,11 +366,13 @@ class Bench:
         headers = [read_header(member.path) for member in work.members]
         stack = stack_of(headers, paths, work.job.volume_id, work.unread)
         company = self.turns.shared if self.turns.inside == 1 else -1
-        done = segment_stack(stack, paths, self._model(work.job), self.recipe, memory=self.memory)
+        admission = Admission(self.promises, self.memory, lambda: self.turns.inside == 1, self._allowing(work.job))
+        done = segment_stack(stack, paths, self._model_if_mine(work.job), self.recipe, admission=admission)
         alone = self.turns.shared == company
         outcome = self._commit(work, done, paths, alone=alone)
         if outcome == "composed":
             shown = done.volume, done.segmentation
+            admission.allow(budget_s(done.estimate, _TRIALS))
             del done, headers, stack  # a trial may take minutes: it holds what it needs
             self._learn(work.job, *shown)
         return outcome
@@ -450,6 +448,18 @@ class Bench:
         ):
             yield segmenter
 
+    @contextlib.contextmanager
+    def _model_if_mine(self, job: Job) -> Iterator[FastestSegmenter]:
+        """The same, for a job that nobody has overtaken, cancelled or taken over while it waited for the device."""
+        with self.turns.device(lambda: self.rest(job.id, job.attempt)):
+            if not self.journal.is_worked_on(job.id, job.attempt):
+                raise _Outrun
+            with self.models.held(job.model) as segmenter:
+                yield segmenter
+
+    def _allowing(self, job: Job) -> Callable[[float], None]:
+        return lambda seconds: self.allow(job.id, job.attempt, seconds)
+
     def _compose(self, work: JobWork, composition: Composition) -> tuple[Composed, ...]:
         """Write every form that a destination may need; of a failure nothing stays in the spool."""
         wanted = [self.destinations[name] for name in work.job.destinations if name in self.destinations]
@@ -510,6 +520,10 @@ class Bench:
             metrics.JOBS_RETRIED.labels(stage="segment").inc()
             _log.warning("job_postponed", extra={"job": work.job.id, "reason": reason, "tries": tries})
         return JobEvent.RETRY_LATER
+
+
+class _Outrun(Exception):
+    """Another attempt has the job, or nobody any more."""
 
 
 @dataclass

@@ -115,6 +115,18 @@ class Handover(Settling):
         with self._reading() as c:
             return int(c.execute(select(t.job.c.starts).where(t.job.c.id == job_id)).scalar_one_or_none() or 0)
 
+    def reason_of(self, job_id: int) -> str:
+        """Why a job stands as it does: of one that waits, why it was put off last; empty where it was not."""
+        with self._reading() as c:
+            return str(c.execute(select(t.job.c.reason).where(t.job.c.id == job_id)).scalar_one_or_none() or "")
+
+    def is_worked_on(self, job_id: int, attempt: int) -> bool:
+        """Whether a job is still this attempt's: not overtaken by a newer revision, cancelled, or taken over."""
+        j = t.job.c
+        mine = select(j.id).where(j.id == job_id, j.attempt == attempt, j.state == JobState.RUNNING)
+        with self._reading() as c:
+            return c.execute(mine).one_or_none() is not None
+
     def tries_of(self, job_id: int) -> int:
         """How often a job was put off."""
         with self._reading() as c:

@@ -372,6 +372,23 @@ def test_who_waits_for_others_does_not_hang(journal: Journal) -> None:
     assert ended
 
 
+def test_a_row_may_be_allowed_more_than_its_station(journal: Journal) -> None:
+    """From the moment on at which that is said; the next one has the station's time again."""
+    job_id = queued_job(journal)
+    ended: list[int] = []
+    leases = Leases(journal, dict.fromkeys(Station, 0.3), lambda: None, 0.05, ended.append)
+    leases.start()
+    row = (Station.SEGMENT, job_id, 1)
+    with leases.hold(*row):
+        leases.allow(*row, 60.0)
+        time.sleep(0.8)
+        assert not ended
+    with leases.hold(*row):
+        time.sleep(0.8)
+    leases.stop()
+    assert ended
+
+
 def died_over(fast: Path, job_id: int, attempt: int) -> None:
     """Another process begins a job, and is gone."""
     with Journal.open(f"sqlite:///{fast / 'journal.db'}") as other:

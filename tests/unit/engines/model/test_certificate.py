@@ -168,6 +168,12 @@ def test_a_file_says_again_what_was_written(tmp_path: Path, certificate: Certifi
     assert certificate.verdict.outcome == "passed"
 
 
+def test_the_folder_of_a_node_is_made_for_its_owner_alone(tmp_path: Path, certificate: Certificate) -> None:
+    """Engines are built into it: whoever may write there lets the node run a program."""
+    add_record(tmp_path / "engines" / "x.certificates.json", certificate)
+    assert (tmp_path / "engines").stat().st_mode & 0o777 == 0o700
+
+
 def test_what_is_known_is_of_this_very_engine(tmp_path: Path, certificate: Certificate) -> None:
     """Another digest, precision, library or device is another engine: nothing is known of it."""
     records = Records(certificates=(certificate,), speeds=(Speed(KEY, 2, 0.25, certificate.made_at),))

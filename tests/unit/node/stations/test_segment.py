@@ -547,6 +547,107 @@ def test_a_case_without_room_is_not_begun(
     assert words in record.detail
 
 
+def test_nothing_is_read_where_the_images_have_no_room(
+    journal: Journal, bench: Bench, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked from the geometry alone: a scan is more than the kilobyte that is free."""
+    monkeypatch.setattr("node.stations.segment.read_volume", lambda *_: pytest.fail("it was read"))
+    job_id = job_for(journal, paths)
+    replace(bench, memory=lambda: Memory(1000, 8_000_000_000)).run(job_id, 1)
+    record = record_of(journal, job_id)
+    assert (record.job.state, record.job.reason) == (JobState.QUEUED, "DeviceBusy")
+    assert "the images of this case take" in record.detail
+
+
+def test_what_had_no_room_beside_others_comes_back_alone(
+    journal: Journal, bench: Bench, paths: list[Path], segmenter: Segmenter
+) -> None:
+    """Else it would starve: whenever it is due, somebody smaller is there."""
+    job_id = job_for(journal, paths, ())
+    waits, may = threading.Event(), threading.Event()
+
+    @contextlib.contextmanager
+    def rest(_job: int, _attempt: int) -> Iterator[None]:
+        waits.set()
+        yield
+
+    def memory() -> Memory:
+        return Memory(1_000_000_000 if bench.turns.inside > 1 else 4_000_000_000, 8_000_000_000)
+
+    tight = replace(bench, rest=rest, memory=memory)
+
+    def other() -> None:
+        with bench.turns.place(False, contextlib.nullcontext):
+            may.wait(60)
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(other)
+        while not bench.turns.inside:
+            time.sleep(0.01)
+        assert tight.run(job_id, 1) == "retry_later"
+        assert "it is tried again alone" in record_of(journal, job_id).detail
+        done = pool.submit(tight.run, job_id, 2)
+        assert waits.wait(60), "it does not wait until the others have gone"
+        may.set()
+        assert done.result(120) == "composed"
+
+
+def test_a_case_of_more_than_a_day_is_not_begun(
+    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmenter, "estimate", lambda _: Estimate(1_000_000, 0, 100_000.0, 99))
+    monkeypatch.setattr(segmenter, "segment", lambda *_: pytest.fail("it was begun"))
+    job_id = job_for(journal, paths)
+    assert bench.run(job_id, 1) == "fail"
+    record = record_of(journal, job_id)
+    assert (record.job.state, record.job.reason) == (JobState.FAILED, "time")
+    assert "about 28 hours" in record.detail
+
+
+def test_a_long_case_is_allowed_its_time(
+    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times what was told; and once more for engines that show themselves on it."""
+    monkeypatch.setattr(segmenter, "estimate", lambda _: Estimate(1_000_000, 0, 2000.0, 99))
+    allowed: list[Any] = []
+    job_id = job_for(journal, paths, ())
+    assert replace(bench, allow=lambda *told: allowed.append(told)).run(job_id, 1) == "composed"
+    assert allowed == [(job_id, 1, 6000.0), (job_id, 1, 18_000.0)]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "overtaken", "taken over"])
+def test_what_is_not_wanted_any_more_does_not_take_the_device(
+    journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path], how: str
+) -> None:
+    """It has waited for it; meanwhile a person, a late slice or another process has decided otherwise."""
+    job_id = job_for(journal, paths[:-1] if how == "overtaken" else paths)
+    segmenter.before = lambda: pytest.fail("it was segmented")
+    waits, may = threading.Event(), threading.Event()
+
+    @contextlib.contextmanager
+    def rest(_job: int, _attempt: int) -> Iterator[None]:
+        waits.set()
+        yield
+
+    def other() -> None:
+        with bench.turns.device(contextlib.nullcontext):
+            assert waits.wait(60)
+            if how == "cancelled":
+                journal.cancel(job_id)
+            elif how == "overtaken":
+                receive(journal, paths[-1:])
+            else:
+                journal.take_over(journal.work(Station.SEGMENT)[0], "lease_lapsed")
+            may.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(other)
+        while not bench.turns._on_device:
+            time.sleep(0.01)
+        assert pool.submit(replace(bench, rest=rest).run, job_id, 1).result(120) == "outrun"
+    assert may.is_set()
+
+
 def test_the_estimate_is_held_against_the_truth(
     journal: Journal, bench: Bench, segmenter: Segmenter, paths: list[Path]
 ) -> None:
