@@ -164,7 +164,13 @@ def test_an_error_while_one_waits_blocks_nobody(pool: ThreadPoolExecutor, what: 
     ):
         pytest.fail("it got in")
     first.leave()
-    after = Guest(pool, {"alone": place(turns), "place": place(turns), "device": device(turns)}[what])
-    assert after.inside.wait(5.0)
-    after.leave()
+
+    def come_after() -> None:
+        with turns.device(contextlib.nullcontext) if what == "device" else turns.place(False, contextlib.nullcontext):
+            pass
+
+    after = threading.Thread(target=come_after, daemon=True)
+    after.start()
+    after.join(LIMIT_S)
+    assert not after.is_alive(), "it waits behind a ghost"
     assert turns.inside == 0
