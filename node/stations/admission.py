@@ -129,7 +129,7 @@ class Admission:
                     f"the networks; more than {LONGEST_S / 3600:.0f} are not begun: a faster engine, or a model with "
                     "fewer folds or without mirroring, takes less"
                 )
-            self.allow(budget_s(told))
+            self.allow(budget_s(told.seconds))
         words = f"this case takes about {_gb(told.memory_bytes)} of memory beyond its images"
         self._ask(words, int(told.memory_bytes * HEADROOM), self.promises.computes)
         try:
@@ -151,9 +151,9 @@ class Admission:
         raise DeviceBusy(f"{words}; {_gb(memory.available)} are free now, and no other case is at work here")
 
 
-def budget_s(told: Estimate, runs: int = 1) -> float:
-    """How long a case may take that is computed so many times."""
-    return max(LEAST_BUDGET_S, _TIMES * runs * (told.seconds or 0.0))
+def budget_s(told_s: float) -> float:
+    """How long what was told to take so many seconds may take, before it counts as hanging."""
+    return max(LEAST_BUDGET_S, _TIMES * told_s)
 
 
 def _gb(size: int) -> str:

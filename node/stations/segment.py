@@ -70,8 +70,6 @@ _CAUSES: Mapping[type[Exception], str] = {
     TooLong: "time",
 }
 """Why a job is FAILED at once: another try would end as this one."""
-_TRIALS = 3
-"""What a scan may be segmented by once it is served: the reference, and engines that it certifies."""
 OUTDATED = "outdated"
 """Reason of a job that was made for another model or configuration than this process has."""
 
@@ -372,7 +370,6 @@ class Bench:
         outcome = self._commit(work, done, paths, alone=alone)
         if outcome == "composed":
             shown = done.volume, done.segmentation
-            admission.allow(budget_s(done.estimate, _TRIALS))
             del done, headers, stack  # a trial may take minutes: it holds what it needs
             self._learn(work.job, *shown)
         return outcome
@@ -434,6 +431,7 @@ class Bench:
                     facts = {"model": job.model, "estimated_seconds": round(longest)}
                     _log.info("engine_trial_put_off", extra=facts)
                 else:
+                    self.allow(job.id, job.attempt, budget_s(longest))
                     segmenter.learn(volume, result)
         except _TRIAL_FAULTS as error:
             reason = f"{type(error).__name__}: {error}"
