@@ -77,7 +77,8 @@ ROUTING: Mapping[str, str] = MappingProxyType(
         "senders_disagree": "the slices came from several peers, and no rule holds for each of them",
         "no_model": "the rule names a model that is not installed",
         "selftest_only": "the model is for the self-test's patient alone",
-        "several_channels": "the model sees several images at once, and a series brings one",
+        "several_channels": "the model sees several images at once, and a series brings one: such a model is used with "
+        "`hilum-models segment`",
         "too_few_slices": "fewer slices than the model wants",
         "too_small": "a smaller scan than the model wants",
         "step_too_large": "slices further apart than the model takes",
