@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydicom import dcmread
 
-from engines.errors import EngineError, OutOfDeviceMemory
+from engines.errors import ENGINE_FAULTS, OutOfDeviceMemory
 from engines.inference.fastest import FastestSegmenter
 from engines.model.bundle import Bundle
 from engines.nifti import write_itksnap_labels, write_label_map, write_volume
@@ -175,7 +175,7 @@ class Workbench:
         note(f"{model}: holding a faster engine against torch on this scan, once; its result is written already")
         try:
             made = segmenter.learn(done.volume, done.segmentation)
-        except EngineError as error:
+        except ENGINE_FAULTS as error:
             note(f"{model}: not done: {error}")
             return
         for each in made:
