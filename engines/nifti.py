@@ -4,8 +4,12 @@
 
 from __future__ import annotations
 
+import gzip
 import re
+import struct
+import zlib
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from numpy.typing import NDArray
 from engines.errors import UnsuitableVolume
 from engines.volume import Grid, LabelMap, Volume
 
+_HEADER = 348
 _SHEAR_TOLERANCE = 1e-3
 """Largest cosine between two axes that still counts as a right angle; NIfTI headers hold float32."""
 
@@ -25,7 +30,7 @@ def read_volume(path: Path, modality: str) -> Volume:
     Raises
     ------
     UnsuitableVolume
-        Where the file cannot be read, is not 3D, or holds an axis direction that is not orthonormal.
+        Where the file cannot be read or was cut short, is not 3D, or holds an axis direction that is not orthonormal.
     """
     image = _read(path)
     return Volume(_grid(image, path), sitk.GetArrayFromImage(image).astype(np.float32, copy=False), modality)
@@ -111,6 +116,7 @@ def write_itksnap_labels(path: Path, names: Mapping[int, str], colours: Mapping[
 
 
 def _read(path: Path) -> sitk.Image:
+    _check_whole(path)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -119,6 +125,43 @@ def _read(path: Path) -> sitk.Image:
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise UnsuitableVolume(f"{path}: has {image.GetDimension()} dimensions; one 3D image of one channel is needed")
     return image
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a NIfTI file that was cut short: ITK fills what is missing with zeros, and says nothing."""
+    try:
+        if path.name.endswith(".nii.gz"):
+            with gzip.open(path) as stream:
+                header, size = stream.read(_HEADER), _HEADER
+                while part := stream.read(1 << 24):
+                    size += len(part)
+        elif path.name.endswith(".nii"):
+            with path.open("rb") as stream:
+                header, size = stream.read(_HEADER), path.stat().st_size
+        else:
+            return
+    except FileNotFoundError:
+        return  # the reader says so
+    except (EOFError, OSError, zlib.error) as error:
+        raise UnsuitableVolume(f"{path}: cut short or damaged: {error}") from error
+    if size < _whole_bytes(header):
+        raise UnsuitableVolume(f"{path}: cut short: {size} bytes, its header speaks of {_whole_bytes(header)}")
+
+
+def _whole_bytes(header: bytes) -> int:
+    """How long a NIfTI-1 or NIfTI-2 file must be, by its header; 0 where that is no header of either."""
+    for order in "<>":
+        if len(header) >= _HEADER and struct.unpack_from(f"{order}i", header)[0] == 348:
+            dim, bits = struct.unpack_from(f"{order}8h", header, 40), struct.unpack_from(f"{order}h", header, 72)[0]
+            offset = struct.unpack_from(f"{order}f", header, 108)[0]
+        elif len(header) >= _HEADER and struct.unpack_from(f"{order}i", header)[0] == 540:
+            dim, bits = struct.unpack_from(f"{order}8q", header, 16), struct.unpack_from(f"{order}h", header, 14)[0]
+            offset = struct.unpack_from(f"{order}q", header, 168)[0]
+        else:
+            continue
+        voxels: int = prod(max(int(n), 1) for n in dim[1 : 1 + dim[0]])
+        return int(offset) + voxels * int(bits) // 8
+    return 0
 
 
 def _grid(image: sitk.Image | sitk.ImageFileReader, path: Path) -> Grid:

@@ -50,7 +50,7 @@ def described(bundle: Bundle) -> dict[str, Any]:
         "labels": {str(label): name for label, name in bundle.labels.items()},
         "unreported": list(bundle.unreported),
         "channels": list(bundle.channels),
-        "coded": [name for name in bundle.labels.values() if name in coded],
+        "coded": {name: coded[name] for name in bundle.labels.values() if name in coded},
         "uncoded": uncoded_labels(bundle, coded),
         "orientation": bundle.orientation,
         "members": [_described_member(member) for member in bundle.members],

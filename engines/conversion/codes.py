@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib.resources import files
 
 from engines.errors import BundleError
@@ -12,8 +12,8 @@ from engines.model.bundle import Bundle
 _TABLE = "segments.csv"
 
 
-def coded_names() -> frozenset[str]:
-    """The names that have a row.
+def coded_names() -> dict[str, str]:
+    """What each name that has a row means: codes are found by the bare name, whatever the model is of.
 
     Raises
     ------
@@ -24,7 +24,12 @@ def coded_names() -> frozenset[str]:
         text = files("dicom_config").joinpath(_TABLE).read_text(encoding="utf-8")
     except (ModuleNotFoundError, OSError) as error:
         raise BundleError(f"dicom_config/{_TABLE}: not there: {error}; install the program again") from error
-    return frozenset(row["name"] for row in csv.DictReader(text.splitlines()))
+    return {row["name"]: _meaning(row) for row in csv.DictReader(text.splitlines())}
+
+
+def _meaning(row: Mapping[str, str]) -> str:
+    """Type and modifier, as `Hippocampus, Anterior`."""
+    return ", ".join(part for part in (row["type_meaning"], row["modifier_meaning"]) if part)
 
 
 def uncoded_labels(bundle: Bundle, coded: Collection[str]) -> list[str]:

@@ -39,10 +39,11 @@ ANY_ORIENTATION = "any"
 _REORIENTED = "SAR"
 """What `...WithReorient` readers turn every image to: their RAS, as the axis codes of an array (k, j, i)."""
 _ORIENTATION_LACKS = (
-    "orientation (--orientation) is not told, neither by masks in fold_x/validation that all lie alike: the plan's "
-    "reader {reader} takes images as they lie, and the wrong way round left and right are exchanged; name the axis "
-    "codes of the training images, which are those of nibabel.aff2axcodes(nibabel.load(IMAGE).affine) backwards "
-    "(R, A, S gives SAR; L, P, S gives SPL), or 'any' if the network was trained on images that lie in all ways"
+    "orientation (--orientation): nobody tells how the training images lay; there are no masks in fold_x/validation, "
+    "or they lie in several ways. The plan's reader {reader} takes images as they lie, and the wrong way round left "
+    "and right are exchanged: name the axis codes of the training images, which are those of "
+    "nibabel.aff2axcodes(nibabel.load(IMAGE).affine) backwards (R, A, S gives SAR; L, P, S gives SPL), or 'any' if the "
+    "network was trained on images that lie in all ways"
 )
 _FLIPS = (
     "Without mirroring: {configuration} was trained so that nnUNetv2_predict averages over flips by default, and "

@@ -248,6 +248,8 @@ def find_bundles(folders: Sequence[Path]) -> dict[str, Bundle]:
     for folder in folders:
         if not folder.is_dir():
             raise BundleError(f"{folder}: there is no such folder of models")
+        if (folder / MANIFEST).is_file():
+            raise BundleError(f"{folder}: is a bundle itself; name the folder that it lies in, {folder.parent}")
         for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
             bundle = load_bundle(manifest.parent)
             if bundle.name in found:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
+from math import floor
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -358,7 +359,7 @@ def judge(volumes: Sequence[VolumeAgreement], limits: Limits) -> Verdict:
     return Verdict(
         "passed",
         f"{len(judged)} labels in {len(volumes)} volumes: Dice at least {worst:.4f}, volumes within {furthest:.2f} %, "
-        f"at least {100 * equal:.3f} % of voxels equal"
+        f"at least {floor(1e6 * equal) / 1e4:.4f} % of voxels equal"
         + (f"; {len(turned)} of {len(volumes)} volumes turned for both to {turned[0].shown}" if turned else ""),
     )
 

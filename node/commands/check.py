@@ -181,6 +181,12 @@ def _model(settings: Settings, bundle: Bundle, coded: set[str]) -> Remark:
     if uncoded := uncoded_labels(bundle, coded):
         mend = "add a row for each to a table that models.segments names"
         return _fail(subject, f"no code for {', '.join(uncoded)}", mend)
+    if len(bundle.channels) > 1:
+        return _warn(
+            subject,
+            f"sees {len(bundle.channels)} images at once ({', '.join(bundle.channels)}); a series brings one",
+            "leave it out of models.enabled, and use it with `hilum-models segment`",
+        )
     chosen = next((choice for choice in installed_engines(settings) if choice.usable), None)
     if chosen is None:
         return _fail(subject, "no engine can run it here", "see `hilum models`; install one, or change [segmenter]")

@@ -129,7 +129,7 @@ def run_selftest(
 
 
 def _seed() -> int:
-    """Another patient at each run, for a PACS keeps what it was sent before."""
+    """Another study at each run, for a PACS keeps what it was sent before."""
     return int(time.time())
 
 

@@ -114,6 +114,7 @@ class Acquisition:
     study: str = "standard"
     series: str = ""
     seed: int = 0
+    """Another one makes another study, not other pixels: a self-test that passed once must not fail by its noise."""
     description: str = "Hilum self-test phantom"
     series_number: int = 1
     echo_times_ms: tuple[float, ...] = (10.0,)
@@ -154,7 +155,7 @@ def _uid(*parts: object) -> str:
 def datasets(acquisition: Acquisition) -> Iterator[Dataset]:
     """The single-frame CT or MR images of an acquisition, in the order of its planes, echo by echo."""
     modality = acquisition.contrast.modality
-    pixels = image_on(acquisition.patient, acquisition.planes, acquisition.contrast, acquisition.seed)
+    pixels = image_on(acquisition.patient, acquisition.planes, acquisition.contrast)
     echoes = acquisition.echo_times_ms if modality == "MR" else (0.0,)
     number = 0
     for echo, echo_time in enumerate(echoes, start=1):
@@ -186,7 +187,7 @@ def enhanced(acquisition: Acquisition) -> Dataset:
     modality = acquisition.contrast.modality
     ds = _image(acquisition, EnhancedCTImageStorage if modality == "CT" else EnhancedMRImageStorage, 1)
     planes = acquisition.planes
-    pixels = image_on(acquisition.patient, planes, acquisition.contrast, acquisition.seed)
+    pixels = image_on(acquisition.patient, planes, acquisition.contrast)
     _set_pixels(ds, pixels, modality, 1.0)
     for keyword in ("RescaleSlope", "RescaleIntercept", "RescaleType", "ScanningSequence", "SequenceVariant"):
         if keyword in ds:

@@ -358,9 +358,9 @@ def show(report: Mapping[str, Any]) -> str:
         ["times faster, all but the network", *(f"{own['outside_times_faster']:.1f}" for own in sides.values())],
         ["processor, s", *(f"{own['processor_s']:.1f}" for own in sides.values())],
         ["opening the model, s", *(f"{own['open_s']:.1f}" for own in sides.values())],
-        ["arithmetic floor of the network, s", *(_cell(floor(name, cost), ".1f") for name in sides)],
+        ["nnU-Net's multiplications as a matrix product, s", *(_cell(floor(name, cost), ".1f") for name in sides)],
         [
-            "network, of the floor",
+            "that, of the network's time",
             *(f"{100 * floor(n, cost) / o['seconds']['network']:.0f} %" for n, o in sides.items()),
         ],
         ["peak memory, GB", *(f"{max(own['peak_bytes'] - resampled, 0) / 1e9:.2f}" for own in sides.values())],
@@ -375,7 +375,7 @@ def show(report: Mapping[str, Any]) -> str:
         f"{cost['windows']} windows, {cost['gflop'] / 1000:.1f} TFLOP; {case['threads']} threads, "
         f"{report['rounds']} round{'s' if report['rounds'] > 1 else ''}. Ratios and agreement are to {first}; Dice and "
         f"volume over the {sides[first]['labels']} labels of {LEAST_VOXELS} voxels or more. Peak memory is beyond the "
-        f"volume and its resampled copy, the model included. Floor: fastest matrix product seen, "
+        f"volume and its resampled copy, the model included. Fastest matrix product seen: "
         f"{rates['float32']:.0f} GFLOP/s in float32, {rates['bfloat16']:.0f} in bfloat16."
     )
     return "\n\n".join(

@@ -82,7 +82,7 @@ def test_import_says_which_labels_have_no_code(
     assert dict(load_bundle(tmp_path / "b").labels) == {1: "spleen", 2: "left cyst"}
     assert main(["show", str(tmp_path / "b"), "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
-    assert (described["coded"], described["uncoded"]) == (["spleen"], ["left cyst"])
+    assert (described["coded"], described["uncoded"]) == ({"spleen": "Spleen"}, ["left cyst"])
     arguments[arguments.index(f"{tmp_path}/b")] = f"{tmp_path}/c"
     assert main([*arguments, "--unreported", "left cyst"]) == 0
     assert "No code" not in capsys.readouterr().err

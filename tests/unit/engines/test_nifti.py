@@ -91,3 +91,15 @@ def test_itksnap_labels(tmp_path: Path) -> None:
     ]
     assert lines[1].endswith('"liver"')
     assert lines[2].count('"') == 2
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_file_that_was_cut_short_is_refused(tmp_path: Path, ending: str) -> None:
+    """ITK would fill it with zeros and say nothing."""
+    path = tmp_path / f"image{ending}"
+    voxels = np.random.default_rng(0).standard_normal((12, 13, 14)).astype(np.float32)
+    write_volume(path, Volume(Grid((12, 13, 14), np.eye(4)), voxels, "MR"))
+    assert np.array_equal(read_volume(path, "MR").voxels, voxels)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UnsuitableVolume, match="cut short"):
+        read_volume(path, "MR")
