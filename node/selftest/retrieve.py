@@ -26,7 +26,10 @@ from pydicom.uid import (
 from pynetdicom import build_role, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+from requests import Session
+from requests.adapters import HTTPAdapter
 from requests.exceptions import RequestException
+from urllib3.util.retry import Retry
 
 from node.dicom.scu import associate
 from node.domain.job import Destination
@@ -148,9 +151,15 @@ class OverTheWeb:
 
     def __init__(self, peer: Destination) -> None:
         self._name = peer.name
+        # A server that is busy storing may close a connection before it answers: reading again changes nothing there.
+        again = Retry(total=4, backoff_factor=0.5, status=0, redirect=0, allowed_methods=("GET",))
+        session = Session()
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(max_retries=again))
         # A connection for each request: servers close idle ones, and whoever polls would meet that.
         closing = {"Connection": "close"}
-        self._client = DICOMwebClient(peer.dicomweb_url, timeout=peer.network_timeout_s, headers=closing)
+        timeout_s = peer.network_timeout_s
+        self._client = DICOMwebClient(peer.dicomweb_url, session=session, timeout=timeout_s, headers=closing)
         self._client.set_http_retry_params(retry=False)  # whoever waits for results asks again
 
     def find_results(self, study_instance_uid: str) -> dict[str, str]:
