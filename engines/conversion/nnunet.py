@@ -16,8 +16,10 @@ from scipy import ndimage
 from engines.backends.base import Placement
 from engines.backends.torch import TorchBackend
 from engines.conversion.checkpoint import Checkpoint, read_checkpoints
+from engines.conversion.dataset import Labels, read_labels
 from engines.conversion.json_file import read_json
 from engines.conversion.own_words import card_of, modalities_of, name_of, orientation_of
+from engines.conversion.plans import read_plan, read_previous_stage
 from engines.conversion.postprocessing import find_postprocessing, read_postprocessing
 from engines.errors import BundleError
 from engines.inference.postprocessing import KeepLargest
@@ -31,8 +33,7 @@ from engines.model.bundle import (
     stored_tensors,
     write_bundle,
 )
-from engines.model.dataset import Labels, read_labels
-from engines.model.plan import Plan, read_plan, read_previous_stage
+from engines.model.plan import Plan
 
 ANY_ORIENTATION = "any"
 """The word for a network that takes images as they lie; in the bundle, no axis codes."""

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from engines.conversion.dataset import Labels
 from engines.conversion.json_file import read_json
 from engines.errors import BundleError
 from engines.inference.postprocessing import KeepLargest
-from engines.model.dataset import Labels
 
 _KEEP_LARGEST = "remove_all_but_largest_component_from_segmentation"
 _MEND = "or import without it (--without-postprocessing) where its effect is not wanted"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from engines.inference.sliding_window import Plane
 from engines.preprocessing.resampling import Taps
 
 _LEAST_BAND = 32
-"""Rows, or thousands of voxels, below which another thread costs more than it brings."""
+"""Rows, or hundreds of voxels, below which another thread costs more than it brings."""
 
 
 @dataclass(frozen=True)
@@ -161,15 +161,13 @@ class Arithmetic(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
 class HostArithmetic:
     """On the processor, by `kernels`, in bands that a few threads share."""
 
-    threads: int
-    pool: ThreadPoolExecutor = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "pool", ThreadPoolExecutor(self.threads, thread_name_prefix="labels"))
+    def __init__(self, threads: int) -> None:
+        kernels.warm_up()
+        self.threads = threads
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="labels")
 
     def finish(self, plane: Plane, rule: Rule, head: Head | None, spare: LogitPlane | None) -> tuple[LogitPlane, float]:
         """Divide, round and compare in one pass over memory, in place."""
@@ -206,13 +204,13 @@ class HostArithmetic:
     def interpolate(self, cell: Cell, at: torch.Tensor) -> torch.Tensor:
         """Voxel after voxel."""
         out = torch.empty((len(cell.low.logits), len(at)))
-        self._banded(kernels.interpolate, len(at), *_between(cell, at), out.numpy(), unit=100)
+        self._banded(kernels.interpolate, len(at), _between(cell), at.numpy(), out.numpy(), unit=100)
         return out
 
     def decide(self, cell: Cell, at: torch.Tensor, rule: Rule) -> torch.Tensor:
         """The same without keeping a logit."""
         out = torch.empty(len(at), dtype=torch.int16)
-        given = _between(cell, at)
+        given = _between(cell), at.numpy()
         if rule.region_order:
             order = np.array(rule.region_order, dtype=np.int16)
             self._banded(kernels.decide_regions, len(at), *given, order, out.numpy(), unit=100)
@@ -287,11 +285,19 @@ def _multiplied(matrix: torch.Tensor, sums: torch.Tensor, spare: LogitPlane | No
     return out
 
 
-def _between(cell: Cell, at: torch.Tensor) -> tuple[Any, ...]:
-    """What the kernels are told of voxels between two planes."""
-    planes = cell.low.logits.numpy(), cell.high.logits.numpy(), cell.weight
+def _between(cell: Cell) -> kernels.Between:
+    """A cell as the kernels take it."""
     rows, columns = cell.rows, cell.columns
-    return *planes, rows.low, columns.low, rows.weight, columns.weight, at.numpy(), cell.halved
+    return kernels.Between(
+        low=cell.low.logits.numpy(),
+        high=cell.high.logits.numpy(),
+        weight=cell.weight,
+        rows=rows.low,
+        columns=columns.low,
+        weight_rows=rows.weight,
+        weight_columns=columns.weight,
+        halved=cell.halved,
+    )
 
 
 def _corners(taps: Taps, at: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:

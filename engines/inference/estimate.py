@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from engines.backends.base import Placement
-from engines.inference.memory import Way, case_device_bytes
+from engines.inference.memory import Need, case_device_bytes
 from engines.inference.sliding_window import Windowing, window_count
 from engines.model.bundle import Bundle, Member
 from engines.model.plan import Plan
@@ -59,8 +59,8 @@ def estimate(
     seconds_per_patch
         Of each member, measured here.
     """
-    shapes = {member.name: _network_shape(member.plan, frame) for member in bundle.members}
-    patches = {member.name: _patches(member, shapes[member.name]) for member in bundle.members}
+    shapes = {member.name: network_shape(member.plan, frame) for member in bundle.members}
+    patches = {member.name: patches_of(member, shapes[member.name]) for member in bundle.members}
     on_card = placement.device != "cpu"
     together = sum(_held(windowings[each.name], shapes[each.name], len(each.folds)) for each in bundle.averaged)
     alone = [
@@ -71,7 +71,7 @@ def estimate(
     sums = max([together, *alone])
     labels = _REPEATS * prod(frame.shape) * (1 if max(bundle.labels) < 255 else 2)
     turning = max(_preprocessing_bytes(member.plan, frame, shapes[member.name]) for member in bundle.members)
-    working = max(activation_bytes(member.plan, placement) for member in bundle.members)
+    working = max(activation_bytes(each.plan, placement, windowings[each.name].channels) for each in bundle.members)
     known = seconds_per_patch is not None and all(name in seconds_per_patch for name in patches)
     return Estimate(
         memory_bytes=turning + labels if on_card else max(turning, sums + labels + working),
@@ -81,31 +81,37 @@ def estimate(
     )
 
 
-def activation_bytes(plan: Plan, placement: Placement) -> int:
-    """What a network holds while it computes, all patches that are computed beside each other."""
+def activation_bytes(plan: Plan, placement: Placement, channels: int) -> int:
+    """What a network holds while it computes, all patches that are computed beside each other.
+
+    Parameters
+    ----------
+    channels
+        Maps in its answer. On a processor one more patch lies ready while an answer is added to the sums.
+    """
     width = 2 if placement.precision in ("float16", "bfloat16") else _FLOAT
     beside = placement.lanes if placement.device == "cpu" else placement.batch
-    answer = plan.architecture.features[0] if placement.answer == "features" else plan.outputs
-    maps = _TOP_MAPS * plan.architecture.features[0] * width + answer * _FLOAT
-    return beside * maps * prod(plan.patch_size)
+    answers = beside + 1 if placement.device == "cpu" else beside
+    voxels = prod(plan.patch_size)
+    maps = beside * _TOP_MAPS * plan.architecture.features[0] * width
+    return (maps + answers * (plan.inputs + channels) * _FLOAT) * voxels
 
 
-def _network_shape(plan: Plan, frame: Frame) -> tuple[int, ...]:
-    """(C, D, H, W) of the network's input."""
+def network_shape(plan: Plan, frame: Frame) -> tuple[int, ...]:
+    """(C, D, H, W) of the network's input; less where a border of zeros is cut off."""
     in_order = [frame.shape[axis] for axis in plan.transpose_forward]
     return (plan.inputs, *grid_step(in_order, frame.spacing_mm, plan).shape_to)
 
 
-def _patches(member: Member, shape: Sequence[int]) -> int:
+def patches_of(member: Member, shape: Sequence[int]) -> int:
+    """Through all its networks, flips counted, of an input of (C, D, H, W)."""
     return window_count(shape[1:], member.plan.patch_size) * len(member.folds) * int(2 ** len(member.mirroring_axes))
 
 
 def _held(windowing: Windowing, shape: Sequence[int], folds: int) -> int:
     """The network's input, the ring of sums, and planes on the way to labels."""
-    own = folds if windowing.side_by_side else 1
-    padded = [max(n, p) for n, p in zip(shape[1:], windowing.patch_3d, strict=True)]
-    way = Way("cpu", min(windowing.open_planes, padded[0]), own * windowing.channels, "logits", windowing.sums)
-    return case_device_bytes(way, (shape[0], *padded))
+    padded = (shape[0], *(max(n, p) for n, p in zip(shape[1:], windowing.patch_3d, strict=True)))
+    return case_device_bytes(Need(windowing, padded, folds).on("cpu"), padded)
 
 
 def _preprocessing_bytes(plan: Plan, frame: Frame, shape: Sequence[int]) -> int:

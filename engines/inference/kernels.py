@@ -10,10 +10,13 @@ or in the user's cache where that cannot be written, so that only the first proc
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
+from numba.core.caching import NullCache
+from numpy.typing import NDArray
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -29,13 +32,18 @@ _LEAST_NORMAL = np.float32(2.0**-14)
 _SUBNORMAL = np.float32(0.75)
 
 
+_KERNELS: list[Any] = []
+
+
 def _compiled(function: _F) -> _F:
     """Compile on first call, with the arithmetic of IEEE 754 left as written."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
-        return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+        kernel = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # there is no folder that could hold the cache
-        return numba.njit(**options)(function)  # type: ignore[no-any-return]
+        kernel = numba.njit(**options)(function)
+    _KERNELS.append(kernel)
+    return kernel  # type: ignore[no-any-return]
 
 
 @_compiled
@@ -150,65 +158,92 @@ def unsure(label, first, last):
     return places[:count].copy()
 
 
-@_compiled
-def mixed(low, high, k, weights, corners):
-    """One class between eight voxels: weights float32 (8,), corners int64 (4,): two rows, two columns."""
-    y0, y1, x0, x1 = corners
-    value = low[k, y0, x0] * weights[0]
-    value += low[k, y0, x1] * weights[1]
-    value += low[k, y1, x0] * weights[2]
-    value += low[k, y1, x1] * weights[3]
-    if weights[4] + weights[5] + weights[6] + weights[7] > _ZERO:
-        value += high[k, y0, x0] * weights[4]
-        value += high[k, y0, x1] * weights[5]
-        value += high[k, y1, x0] * weights[6]
-        value += high[k, y1, x1] * weights[7]
-    return value
+class Between(NamedTuple):
+    """Where voxels of an output plane lie between two planes of logits."""
+
+    low: NDArray[np.float32]
+    """(C, H, W)."""
+    high: NDArray[np.float32]
+    """(C, H, W)."""
+    weight: float
+    """0 to 1, of `high`."""
+    rows: NDArray[np.int64]
+    """(H',): the row below each of the output's."""
+    columns: NDArray[np.int64]
+    """(W',)."""
+    weight_rows: NDArray[np.float64]
+    """(H',): 0 to 1, of the row above."""
+    weight_columns: NDArray[np.float64]
+    """(W',)."""
+    halved: bool
+    """Whether interpolated values are rounded to float16."""
 
 
 @_compiled
-def cell_of(n, at, width, height, weight_z, rows, weight_y, columns, weight_x):
-    """The corners and weights of the cell that a voxel of the output plane lies in, as `mixed` takes them."""
-    y, x = at[n] // len(columns), at[n] % len(columns)
-    y0, x0, wy, wx = rows[y], columns[x], weight_y[y], weight_x[x]
+def cell_at(between, place):
+    """The rows and columns of the cell around a flat place of the output plane, and the weights of its corners."""
+    _, height, width = between.low.shape
+    y, x = place // len(between.columns), place % len(between.columns)
+    y0, x0, wy, wx, wz = (
+        between.rows[y],
+        between.columns[x],
+        between.weight_rows[y],
+        between.weight_columns[x],
+        between.weight,
+    )
     corners = (y0, min(y0 + 1, height - 1), x0, min(x0 + 1, width - 1))
     weights = (
-        np.float32((1.0 - weight_z) * (1.0 - wy) * (1.0 - wx)),
-        np.float32((1.0 - weight_z) * (1.0 - wy) * wx),
-        np.float32((1.0 - weight_z) * wy * (1.0 - wx)),
-        np.float32((1.0 - weight_z) * wy * wx),
-        np.float32(weight_z * (1.0 - wy) * (1.0 - wx)),
-        np.float32(weight_z * (1.0 - wy) * wx),
-        np.float32(weight_z * wy * (1.0 - wx)),
-        np.float32(weight_z * wy * wx),
+        np.float32((1.0 - wz) * (1.0 - wy) * (1.0 - wx)),
+        np.float32((1.0 - wz) * (1.0 - wy) * wx),
+        np.float32((1.0 - wz) * wy * (1.0 - wx)),
+        np.float32((1.0 - wz) * wy * wx),
+        np.float32(wz * (1.0 - wy) * (1.0 - wx)),
+        np.float32(wz * (1.0 - wy) * wx),
+        np.float32(wz * wy * (1.0 - wx)),
+        np.float32(wz * wy * wx),
     )
     return corners, weights
 
 
 @_compiled
-def interpolate(low, high, weight_z, rows, columns, weight_y, weight_x, at, half, out, first, last):
-    """Every class at voxels `first` to `last` of an output plane.
+def logit_in(low, high, k, corners, weights):
+    """One class in a cell, float32; low, high float32 (C, H, W)."""
+    y0, y1, x0, x1 = corners
+    value = low[k, y0, x0] * weights[0]
+    value += low[k, y0, x1] * weights[1]
+    value += low[k, y1, x0] * weights[2]
+    value += low[k, y1, x1] * weights[3]
+    # Without asking whether these weights are zero: a branch here costs more than the sum.
+    value += high[k, y0, x0] * weights[4]
+    value += high[k, y0, x1] * weights[5]
+    value += high[k, y1, x0] * weights[6]
+    value += high[k, y1, x1] * weights[7]
+    return value
 
-    low, high float32 (C, H, W); rows, columns int64, and weights float64 of each; at int64 (N,): flat places in the
-    output plane; out float32 (C, N). half: whether values are rounded to float16.
-    """
-    classes, height, width = low.shape
+
+# The arrays are taken out of `between` before the loops: the compiler would look into it for each voxel and class.
+
+
+@_compiled
+def interpolate(between, at, out, first, last):
+    """Every class at voxels `first` to `last`: at int64 (N,), flat places in the output plane; out float32 (C, N)."""
+    low, high, half = between.low, between.high, between.halved
     for n in range(first, last):
-        corners, weights = cell_of(n, at, width, height, weight_z, rows, weight_y, columns, weight_x)
-        for k in range(classes):
-            value = mixed(low, high, k, weights, corners)
+        corners, weights = cell_at(between, at[n])
+        for k in range(low.shape[0]):
+            value = logit_in(low, high, k, corners, weights)
             out[k, n] = halved(value) if half else value
 
 
 @_compiled
-def decide_classes(low, high, weight_z, rows, columns, weight_y, weight_x, at, half, out, first, last):
-    """The class of the largest interpolated logit, the lowest of equal ones; out int16 (N,), the rest as above."""
-    classes, height, width = low.shape
+def decide_classes(between, at, out, first, last):
+    """The class of the largest interpolated logit, the lowest of equal ones; out int16 (N,)."""
+    low, high, half = between.low, between.high, between.halved
     for n in range(first, last):
-        corners, weights = cell_of(n, at, width, height, weight_z, rows, weight_y, columns, weight_x)
+        corners, weights = cell_at(between, at[n])
         best, label = _ZERO, 0
-        for k in range(classes):
-            value = mixed(low, high, k, weights, corners)
+        for k in range(low.shape[0]):
+            value = logit_in(low, high, k, corners, weights)
             value = halved(value) if half else value
             if k == 0 or value > best:
                 best, label = value, k
@@ -216,13 +251,45 @@ def decide_classes(low, high, weight_z, rows, columns, weight_y, weight_x, at, h
 
 
 @_compiled
-def decide_regions(low, high, weight_z, rows, columns, weight_y, weight_x, at, half, order, out, first, last):
-    """The same for a network of regions: the label of `order` that the last likely one paints."""
-    regions, height, width = low.shape
+def decide_regions(between, at, order, out, first, last):
+    """The same for a network of regions: the label of `order`, int16 (C,), that the last likely one paints."""
+    low, high, half = between.low, between.high, between.halved
     for n in range(first, last):
-        corners, weights = cell_of(n, at, width, height, weight_z, rows, weight_y, columns, weight_x)
+        corners, weights = cell_at(between, at[n])
         out[n] = 0
-        for k in range(regions):
-            value = mixed(low, high, k, weights, corners)
+        for k in range(low.shape[0]):
+            value = logit_in(low, high, k, corners, weights)
             if (halved(value) if half else value) > LIKELY:
                 out[n] = order[k]
+
+
+@lru_cache(maxsize=1)
+def warm_up() -> None:
+    """Compile or load everything, once in a process, before the first case waits for it.
+
+    Where compiled code cannot be kept after all (a full disk, a folder that cannot be written), it is compiled for this
+    process alone.
+    """
+    try:
+        _call_all()
+    except OSError:
+        for kernel in _KERNELS:
+            kernel._cache = NullCache()
+        _call_all()
+
+
+def _call_all() -> None:
+    plane, flat = np.ones((2, 2, 2), dtype=np.float32), np.ones((2, 2), dtype=np.float32)
+    label, order = np.zeros((2, 2), dtype=np.int16), np.array([1, 2], dtype=np.int16)
+    index, weight, at = np.zeros(2, dtype=np.int64), np.zeros(2), np.zeros(1, dtype=np.int64)
+    bias, out = np.zeros(2, dtype=np.float32), np.zeros(1, dtype=np.int16)
+    finish_classes(plane, flat, bias, label, 0, 2)
+    finish_regions(plane, flat, bias, order, label, 0, 2)
+    shared_labels(label, label, True, True, label.copy(), 0, 2)
+    spread(label, index, index, label.copy(), 0, 2)
+    agree(label, index, index, label.copy(), 0, 2)
+    unsure(label, 0, 2)
+    between = Between(plane, plane, 0.5, index, index, weight, weight, True)
+    interpolate(between, at, np.zeros((2, 1), dtype=np.float32), 0, 1)
+    decide_classes(between, at, out, 0, 1)
+    decide_regions(between, at, order, out, 0, 1)

@@ -14,10 +14,15 @@ from engines.backends.base import REFERENCE, Answer, Backend, Engine, Placement,
 from engines.backends.catalogue import backend_class
 from engines.errors import BackendUnavailable
 from engines.inference.arithmetic import Head
+from engines.inference.estimate import activation_bytes
+from engines.inference.memory import fitting_batch
 from engines.inference.sliding_window import Windowing
 from engines.model.bundle import Member, ParityCrop
 from engines.model.network import head_key
 from engines.model.plan import Plan
+
+_SLICES_TOGETHER, _VOLUMES_TOGETHER = 16, 2
+"""Patches in a batch on a card. Not measured on one yet."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class OpenMember:
     as_nnunet: bool
     """Whether sums are kept in float16, of each fold by itself, as nnU-Net keeps them: the reference's way."""
     tested_s: float = 0.0
-    """What the self-test's patch took."""
+    """What a patch took after the self-test, by itself."""
 
     @property
     def windowing(self) -> Windowing:
@@ -82,10 +87,12 @@ def open_member(member: Member, engine: Engine, placement: Placement) -> OpenMem
     """
     plan, weights = member.plan, [member.weights(fold) for fold in member.folds]
     answer = answer_of(member, engine)
+    channels = plan.architecture.features[0] if answer == "features" else plan.outputs
+    placement = replace(placement, answer=answer, batch=_batch(plan, placement, channels))
     networks: list[Backend] = []
     try:
         for tensors in weights:
-            networks.append(backend_class(engine.backend).open(plan, tensors, replace(placement, answer=answer)))
+            networks.append(backend_class(engine.backend).open(plan, tensors, placement))
         head = head_of(plan, weights) if answer == "features" else None
         return _self_tested(OpenMember(member, tuple(networks), answer, head, engine == REFERENCE), engine)
     except BaseException:
@@ -101,6 +108,14 @@ def answer_of(member: Member, engine: Engine) -> Answer:
     """
     fewer = member.plan.architecture.features[0] * len(member.folds) < member.plan.outputs
     return "features" if fewer and engine != REFERENCE else "logits"
+
+
+def _batch(plan: Plan, placement: Placement, channels: int) -> int:
+    """On a card, as many patches together as its free memory takes, up to a few: slices are small, volumes are not."""
+    if placement.device == "cpu":
+        return placement.batch
+    one = activation_bytes(plan, replace(placement, batch=1), channels)
+    return fitting_batch(_SLICES_TOGETHER if plan.is_2d else _VOLUMES_TOGETHER, one, placement.device)
 
 
 def close_members(members: Iterable[OpenMember]) -> None:
@@ -132,9 +147,11 @@ def disagreement(opened: OpenMember, crop: ParityCrop) -> str | None:
 
 
 def _self_tested(opened: OpenMember, engine: Engine) -> OpenMember:
-    begin = time.monotonic()
-    if fault := disagreement(opened, opened.member.parity()):
+    crop = opened.member.parity()
+    if fault := disagreement(opened, crop):
         raise BackendUnavailable(f"{engine}: {fault}")
+    begin = time.monotonic()  # the first answer also paid for what is done once
+    next(opened.networks[0].answers([torch.from_numpy(crop.image)])).float().cpu()
     return replace(opened, tested_s=time.monotonic() - begin)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from types import TracebackType
 from typing import Self
 
@@ -17,16 +19,16 @@ from engines.backends.catalogue import backend_class
 from engines.backends.faults import ours
 from engines.errors import BackendUnavailable, UnsuitableVolume
 from engines.inference.arithmetic import Arithmetic, DeviceArithmetic, HostArithmetic, Rule
-from engines.inference.case import Case, Clock
-from engines.inference.estimate import Estimate, Frame, estimate
+from engines.inference.estimate import Estimate, Frame, estimate, network_shape, patches_of
 from engines.inference.labelling import Source, label_volume
 from engines.inference.members import OpenMember, close_members, open_member
-from engines.inference.memory import Way, way_of
+from engines.inference.memory import Need, Way, ways_of
+from engines.inference.passage import Clock, Passage, frame_of
 from engines.inference.postprocessing import postprocess
-from engines.inference.sliding_window import Plane, planes
+from engines.inference.sliding_window import Plane, ended, planes
 from engines.model.bundle import Bundle
 from engines.preprocessing.preprocess import NetworkInput
-from engines.volume import Grid, LabelMap, Reorientation, Volume
+from engines.volume import Grid, LabelMap, Volume
 
 # Torch reads it when it first asks for memory: large pages, which take a fifth of the time to get from the system.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -120,25 +122,24 @@ class Segmenter:
         """
         channels = (images,) if isinstance(images, Volume) else tuple(images)
         _check(channels, self.bundle)
-        case = Case(channels, self.bundle, Clock(), progress, self._placement.device)
+        passage = Passage(
+            channels, self.bundle, Clock(), progress, self._costs(frame_of(channels[0].grid, self.bundle))
+        )
         labels: dict[str, NDArray[np.integer]] = {}
         with ours(self.engine, f"segment a volume of {channels[0].grid.shape}"):
             for member in self.bundle.members:
                 if member not in self.bundle.averaged:
-                    labels[member.name] = self._labels([self._members[member.name]], case, labels)
-            found = self._labels([self._members[each.name] for each in self.bundle.averaged], case, labels)
-        with case.clock.stage("labels"):
-            back = postprocess(np.ascontiguousarray(case.turn.undo(found)), self.bundle.postprocessing)
-        return self._described(channels[0], back, case)
+                    labels[member.name] = self._labels([self._members[member.name]], passage, labels)
+            found = self._labels([self._members[each.name] for each in self.bundle.averaged], passage, labels)
+        with passage.clock.stage("labels"):
+            back = postprocess(np.ascontiguousarray(passage.turn.undo(found)), self.bundle.postprocessing)
+        return self._described(channels[0], back, passage)
 
     def estimate(self, grid: Grid) -> Estimate:
         """What a case on this grid will take, beyond its volume."""
-        codes = grid.axis_codes
-        turned = Reorientation.between(codes, self.bundle.orientation or codes).grid(grid)
         windowings = {name: each.windowing for name, each in self._members.items()}
-        return estimate(
-            self.bundle, Frame(turned.shape, turned.spacing_mm), windowings, self._placement, self.seconds_per_patch
-        )
+        frame = frame_of(grid, self.bundle)
+        return estimate(self.bundle, frame, windowings, self._placement, self.seconds_per_patch)
 
     def close(self) -> None:
         """Give back what the device holds."""
@@ -154,44 +155,64 @@ class Segmenter:
         self.close()
 
     def _labels(
-        self, members: Sequence[OpenMember], case: Case, earlier: Mapping[str, NDArray[np.integer]]
+        self, members: Sequence[OpenMember], passage: Passage, earlier: Mapping[str, NDArray[np.integer]]
     ) -> NDArray[np.integer]:
         """The labels of members together, in the frame of the networks, (D, H, W)."""
-        plan = members[0].member.plan
-        torch.set_num_threads(self._placement.threads)
-        with case.clock.stage("preprocess"):
-            inputs = [case.network_input(each, earlier) for each in members]
-        ways = [
-            way_of(each.windowing, seen.image.shape, len(each.networks), self._placement.device)
-            for each, seen in zip(members, inputs, strict=True)
-        ]
-        case.ways.extend(ways)
-        on_host = all(way.device == "cpu" for way in ways)
+        plan, frame = members[0].member.plan, passage.frame
+        needs = [Need(each.windowing, network_shape(each.member.plan, frame), len(each.networks)) for each in members]
+        ways = ways_of(needs, 4 * prod(frame.shape), self._placement.device)
+        passage.ways.extend(ways)
+        on_host = ways[0].device == "cpu"
         arithmetic: Arithmetic = self._host if on_host else DeviceArithmetic()
-        sources = [self._source(each, seen, way, case) for each, seen, way in zip(members, inputs, ways, strict=True)]
-        # Where another library computes the next patch meanwhile, threads of torch would only wait for each other.
-        torch.set_num_threads(self._placement.threads if self.engine.backend == "torch" else 1)
-        with case.clock.stage("labels"), torch.inference_mode():
+        with passage.clock.stage("preprocess"):
+            inputs = [passage.network_input(each, earlier, ways[0].device) for each in members]
+        with passage.clock.stage("labels"), torch.inference_mode(), ExitStack() as streams, self._threads_of_torch():
+            sources = [
+                self._source(each, seen, way, passage, streams)
+                for each, seen, way in zip(members, inputs, ways, strict=True)
+            ]
             kept = label_volume(sources, Rule(plan.region_order), arithmetic, max(plan.labels))
             return inputs[0].uncropped(kept)
 
-    def _source(self, opened: OpenMember, seen: NetworkInput, way: Way, case: Case) -> Source:
-        windowing = replace(opened.windowing, device=way.device)
-        told = case.told(opened, seen)
-        stream = planes(seen.image.to(way.device), opened.networks, windowing, told)
+    @contextmanager
+    def _threads_of_torch(self) -> Iterator[None]:
+        """One while another library computes the next patch: more would only wait for each other."""
+        threads = self._placement.threads
+        torch.set_num_threads(threads if self.engine.backend == "torch" else 1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+    def _source(self, opened: OpenMember, seen: NetworkInput, way: Way, passage: Passage, streams: ExitStack) -> Source:
+        windowing = replace(opened.windowing, device=way.device, pinned=way.pinned)
+        stream = planes(seen.image, opened.networks, windowing, passage.told(opened.member.name))
+        timed = streams.enter_context(ended(self._timed(opened, seen, stream, passage.clock)))
         halved = opened.member.plan.logit_resampling.function == "resample_data_or_seg_to_shape"
         head = None if opened.head is None else opened.head.on(way.device)
-        return Source(self._timed(opened, stream, case), seen.taps(), halved, head, opened.folds)
+        return Source(timed, seen.taps(), halved, head, opened.folds)
 
-    def _timed(self, opened: OpenMember, stream: Iterator[Plane], case: Case) -> Iterator[Plane]:
+    def _timed(self, opened: OpenMember, seen: NetworkInput, stream: Iterator[Plane], clock: Clock) -> Iterator[Plane]:
         """The planes; what they took counts as the network's, and as what a patch of this member takes."""
-        name, begin = opened.member.name, case.clock.spent.get("network", 0.0)
-        yield from case.clock.timed("network", stream)
-        patches = case.patches.get(name, 0)
-        if patches and len(self.bundle.averaged) == 1:  # members of an ensemble take turns, and share the clock
-            self.seconds_per_patch[name] = (case.clock.spent["network"] - begin) / patches
+        begin, handed = clock.spent.get("network", 0.0), 0
+        try:
+            for plane in clock.timed("network", stream):
+                handed += 1
+                yield plane
+        finally:  # whoever reads the last plane asks for no further one
+            whole = handed == seen.image.shape[1]
+            if whole and len(self.bundle.averaged) == 1:  # members of an ensemble take turns, and share the clock
+                patches = patches_of(opened.member, seen.image.shape)
+                self.seconds_per_patch[opened.member.name] = (clock.spent["network"] - begin) / patches
 
-    def _described(self, volume: Volume, labels: NDArray[np.integer], case: Case) -> Segmentation:
+    def _costs(self, frame: Frame) -> dict[str, float]:
+        """Of each member, for progress."""
+        return {
+            each.name: float(patches_of(each, network_shape(each.plan, frame)) * prod(each.plan.patch_size))
+            for each in self.bundle.members
+        }
+
+    def _described(self, volume: Volume, labels: NDArray[np.integer], passage: Passage) -> Segmentation:
         first = next(iter(self._members.values())).networks[0]
         return Segmentation(
             label_map=LabelMap(volume.grid, labels, self.bundle.labels),  # type: ignore[arg-type]  # it checks
@@ -199,9 +220,9 @@ class Segmenter:
             precision=first.precision,
             device=first.device,
             backend_reason=self.reason,
-            way="; ".join(dict.fromkeys(str(way) for way in case.ways)),
+            way="; ".join(dict.fromkeys(str(way) for way in passage.ways)),
             versions=_versions(first),
-            seconds=case.clock.seconds(),
+            seconds=passage.clock.seconds(),
         )
 
 
@@ -214,6 +235,7 @@ def _check(images: Sequence[Volume], bundle: Bundle) -> None:
     if len(images) != len(bundle.channels):
         wanted = ", ".join(bundle.channels)
         raise UnsuitableVolume(f"{bundle.name} needs {len(bundle.channels)} images ({wanted}), not {len(images)}")
+    alike: list[bool] = []
     for name, volume in zip(bundle.channels, images, strict=True):
         which = f"image {name}: " if len(images) > 1 else ""
         if not volume.grid.same_as(images[0].grid):
@@ -224,8 +246,9 @@ def _check(images: Sequence[Volume], bundle: Bundle) -> None:
         least, most = float(volume.voxels.min()), float(volume.voxels.max())
         if not (np.isfinite(least) and np.isfinite(most)):
             raise UnsuitableVolume(f"{which}the volume holds voxels that are not finite")
-        if least == most:
-            raise UnsuitableVolume(f"{which}the volume is empty: every voxel is {least:g}")
+        alike.append(least == most)
+    if all(alike):  # of several images one may be empty: a map in which nothing was found
+        raise UnsuitableVolume(f"the volume is empty: every voxel is {float(images[0].voxels.flat[0]):g}")
 
 
 def _versions(network: Backend) -> str:

@@ -6,16 +6,18 @@ It is handed on and its place in the ring is used again: memory does not grow wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, islice, product
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from scipy import ndimage
 
+from engines.backends.faults import no_room
 from engines.errors import OutOfDeviceMemory
 
 STEP = 0.5
@@ -26,6 +28,7 @@ _SLICES = 16
 """Slices whose windows are handed to a network of single slices at once."""
 
 Window = tuple[slice, slice, slice]
+_T = TypeVar("_T")
 
 
 class Network(Protocol):
@@ -54,6 +57,8 @@ class Windowing:
     """Whether each network has sums of its own, as features of several folds must; else their answers are added."""
     device: str = "cpu"
     """Where the sums lie."""
+    pinned: bool = False
+    """Whether they lie in memory of the host that a card can write to directly."""
 
     @property
     def patch_3d(self) -> tuple[int, int, int]:
@@ -147,20 +152,34 @@ def planes(
     groups = _groups(placed, padded.shape[1], windowing)
     ring = _Ring.empty(windowing, len(networks), padded.shape[1:])
     # One network is fed without a pause; several take turns, group by group, and share the ring.
-    whole = networks[0].answers(_patches(padded, placed, windowing)) if len(networks) == 1 else None
     done = 0
-    for group in groups:
-        ring.open(group.end)
-        for number, network in enumerate(networks):
-            answers = whole if whole is not None else network.answers(_patches(padded, group.windows, windowing))
-            for window in group.windows:
-                ring.add(window, _mean(answers, windowing), number)
-                done += 1
-                if progress is not None:
-                    progress(done / (len(placed) * len(networks)))
-        # A group's last plane is asked for beside the first of the next group, which takes its place in the ring.
-        for z in range(max(group.first, inner[0].start), min(group.final, inner[0].stop)):
-            yield ring.plane(z, inner, keep=z == group.final - 1)
+    with ExitStack() as open_answers:
+        whole = None
+        if len(networks) == 1:
+            whole = open_answers.enter_context(ended(networks[0].answers(_patches(padded, placed, windowing))))
+        for group in groups:
+            ring.open(group.end)
+            for number, network in enumerate(networks):
+                own = network.answers(_patches(padded, group.windows, windowing)) if whole is None else whole
+                with ended(own) if whole is None else nullcontext(own) as answers:
+                    for window in group.windows:
+                        ring.add(window, _mean(answers, windowing), number)
+                        done += 1
+                        if progress is not None:
+                            progress(done / (len(placed) * len(networks)))
+            # A group's last plane is asked for beside the first of the next, which takes its place in the ring.
+            for z in range(max(group.first, inner[0].start), min(group.final, inner[0].stop)):
+                yield ring.plane(z, inner, keep=z == group.final - 1)
+
+
+@contextmanager
+def ended(items: Iterator[_T]) -> Iterator[Iterator[_T]]:
+    """Close a generator whatever happens: what it holds on a device must not wait for the garbage collector."""
+    try:
+        yield items
+    finally:
+        if isinstance(items, Generator):
+            items.close()
 
 
 def window_count(shape: Sequence[int], patch: Sequence[int]) -> int:
@@ -196,7 +215,7 @@ def _groups(placed: Sequence[Window], depth: int, windowing: Windowing) -> list[
     ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Ring:
     """Sums of as many planes as are open at once; plane z lies in slot z % depth.
 
@@ -211,31 +230,33 @@ class _Ring:
     sums: torch.Tensor
     weights: torch.Tensor
     bell: torch.Tensor
-    opened: list[int]
-    """One number: behind the last plane that was opened."""
+    opened: int = 0
+    """Behind the last plane that was opened."""
 
     @classmethod
     def empty(cls, windowing: Windowing, networks: int, shape: Sequence[int]) -> _Ring:
         _, height, width = shape
         depth = min(windowing.open_planes, shape[0])
         own = networks if windowing.side_by_side else 1
-        place = {"dtype": windowing.sums, "device": windowing.device}
+        place = {"dtype": windowing.sums, "device": windowing.device, "pin_memory": windowing.pinned}
         try:
             sums = torch.zeros((depth, own, windowing.channels, height, width), **place)  # type: ignore[call-overload]
             weights = torch.zeros((depth, height, width), **place)  # type: ignore[call-overload]
-        except RuntimeError as error:  # torch's allocator for the CPU has no class of its own
+        except RuntimeError as error:
+            if not no_room(error):
+                raise
             size = depth * own * windowing.channels * height * width * windowing.sums.itemsize / 2**30
             raise OutOfDeviceMemory(f"no room for sums of {size:.1f} GiB on {windowing.device}") from error
         # Float16 sums are nnU-Net's: it multiplies by its float16 Gaussian. Float32 sums want no conversion each time.
         bell = gaussian(windowing.patch).reshape(windowing.patch_3d).to(windowing.device)
-        return cls(sums, weights, bell if windowing.sums == torch.float16 else bell.float(), [0])
+        return cls(sums, weights, bell if windowing.sums == torch.float16 else bell.float())
 
     def open(self, end: int) -> None:
         """Clear the slots of the planes before `end` that were not open yet."""
-        for z in range(self.opened[0], end):
+        for z in range(self.opened, end):
             self.sums[z % len(self.sums)].zero_()
             self.weights[z % len(self.sums)].zero_()
-        self.opened[0] = max(self.opened[0], end)
+        self.opened = max(self.opened, end)
 
     def add(self, window: Window, answer: torch.Tensor, number: int) -> None:
         """Add a network's answer, (K, *patch), by the Gaussian."""

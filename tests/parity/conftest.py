@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from engines.conversion.dataset import read_labels
 from engines.conversion.nnunet import Description, Selection, import_results_folders
+from engines.conversion.plans import read_plan
 from engines.model.bundle import Bundle
-from engines.model.dataset import read_labels
-from engines.model.plan import read_plan
 from engines.nifti import read_volume
 from engines.volume import Volume
 

@@ -17,14 +17,14 @@ from scipy import ndimage
 
 from engines.backends.base import Engine, Placement
 from engines.conversion.checkpoint import TRAINERS
+from engines.conversion.dataset import read_labels
 from engines.conversion.nnunet import Description, import_results_folders
+from engines.conversion.plans import read_plan
 from engines.errors import UnsuitableVolume
 from engines.inference.segmenter import Segmenter
 from engines.measures import dice
 from engines.model.bundle import Bundle
-from engines.model.dataset import read_labels
 from engines.model.network import tensors
-from engines.model.plan import read_plan
 from engines.preprocessing.preprocess import preprocess
 from engines.volume import Grid, Volume
 

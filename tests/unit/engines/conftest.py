@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from engines.conversion.dataset import read_labels
 from engines.conversion.nnunet import Description, Selection, import_results_folders
+from engines.conversion.plans import read_plan
 from engines.model.bundle import Bundle
-from engines.model.dataset import read_labels
 from engines.model.network import tensors
-from engines.model.plan import Plan, read_plan
+from engines.model.plan import Plan
 
 PATCH = (8, 8, 8)
 

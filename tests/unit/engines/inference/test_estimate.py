@@ -41,7 +41,9 @@ def test_patches_are_those_that_are_computed(segmenter: Segmenter) -> None:
     network.answers = counted
     volume = Volume(grid(9, 20, 12), np.random.default_rng(0).random((9, 20, 12), dtype=np.float32), "MR")
     told = segmenter.estimate(volume.grid)
+    segmenter.seconds_per_patch["small"] = 1000.0
     segmenter.segment(volume)
+    assert 0 < segmenter.seconds_per_patch["small"] < 10
     assert told.patches == seen > 8
     assert told.seconds == pytest.approx(told.patches * segmenter._members["small"].tested_s)
     again = segmenter.estimate(volume.grid)
@@ -57,8 +59,10 @@ def test_sums_do_not_grow_with_the_length_of_the_scan(segmenter: Segmenter) -> N
 
 
 def test_what_computes_beside_each_other_is_held_beside_each_other(plan: Plan) -> None:
-    one = activation_bytes(plan, Placement())
-    assert activation_bytes(plan, Placement(lanes=3)) == 3 * one
-    assert activation_bytes(plan, Placement(device="cuda", batch=4)) == 4 * one
-    assert activation_bytes(plan, Placement(precision="bfloat16")) < one
-    assert activation_bytes(replace(plan, patch_size=(16, 16, 16)), Placement()) == 8 * one
+    one = activation_bytes(plan, Placement(), 3)
+    assert activation_bytes(plan, Placement(lanes=3), 3) > 2 * one
+    assert activation_bytes(plan, Placement(device="cuda", batch=4), 3) == 4 * activation_bytes(
+        plan, Placement(device="cuda"), 3
+    )
+    assert activation_bytes(plan, Placement(precision="bfloat16"), 3) < one < activation_bytes(plan, Placement(), 118)
+    assert activation_bytes(replace(plan, patch_size=(16, 16, 16)), Placement(), 3) == 8 * one

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,3 +155,17 @@ def test_rounding_is_that_of_float16() -> None:
     values = values[np.abs(values) < kernels.HIGHEST_HALF].astype(np.float32)
     rounded = np.array([kernels.halved(value) for value in values])
     assert np.array_equal(rounded, values.astype(np.float16).astype(np.float32))
+
+
+def test_a_cache_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
+    """As on a read-only file system: the loops are compiled for this process alone."""
+    code = """
+import numba.core.caching as caching
+def refuse(self, *_):
+    raise OSError(30, "Read-only file system")
+caching.IndexDataCacheFile.save = refuse
+from engines.inference import kernels
+kernels.warm_up()
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(kernels.__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)

@@ -85,6 +85,28 @@ def test_two_thousand_slices(make_bundle: Callable[..., Bundle]) -> None:
     assert all(len(np.unique(part)) > 1 for part in np.split(result.label_map.labels, 20))
 
 
+def test_a_case_that_broke_leaves_the_next_one_whole(make_bundle: Callable[..., Bundle], volume: Volume) -> None:
+    """Its networks are asked again while somebody still holds the error."""
+    with Segmenter.open(make_bundle(), Engine("openvino"), Placement(lanes=2)) as segmenter:
+        expected = segmenter.segment(volume).label_map.labels
+
+        def stop(_: float) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt) as held:
+            segmenter.segment(volume, stop)
+        assert np.array_equal(segmenter.segment(volume).label_map.labels, expected)
+        assert held.value is not None
+
+
+def test_progress_only_grows(make_bundle: Callable[..., Bundle], volume: Volume) -> None:
+    told: list[float] = []
+    with Segmenter.open(make_bundle(), Engine("torch"), Placement()) as segmenter:
+        segmenter.segment(volume, told.append)
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize(
     ("voxels", "modality", "message"),
     [

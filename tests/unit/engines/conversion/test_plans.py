@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from engines.conversion.dataset import Labels, read_labels
+from engines.conversion.plans import read_plan, read_previous_stage
 from engines.errors import BundleError
-from engines.model.dataset import Labels, read_labels
-from engines.model.plan import read_plan, read_previous_stage
 
 ORGANS = Labels({1: "liver", 2: "spleen"}, ("MRI",))
 

@@ -12,12 +12,13 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.inference.estimate import Frame
 from engines.inference.members import OpenMember
 from engines.inference.memory import Way
-from engines.inference.sliding_window import window_count
+from engines.inference.sliding_window import ended
 from engines.model.bundle import Bundle
 from engines.preprocessing.preprocess import NetworkInput, preprocess
-from engines.volume import Reorientation, Volume
+from engines.volume import Grid, Reorientation, Volume
 
 _T = TypeVar("_T")
 
@@ -39,12 +40,13 @@ class Clock:
 
     def timed(self, name: str, items: Iterator[_T]) -> Iterator[_T]:
         """The items, and what it takes to make each."""
-        while True:
-            with self.stage(name):
-                item = next(items, None)
-            if item is None:
-                return
-            yield item
+        with ended(items):
+            while True:
+                with self.stage(name):
+                    item = next(items, None)
+                if item is None:
+                    return
+                yield item
 
     def seconds(self) -> Mapping[str, float]:
         """Every stage, and the total."""
@@ -52,21 +54,18 @@ class Clock:
 
 
 @dataclass
-class Case:
+class Passage:
     """One case on its way: what was given, what was taken, how far it is."""
 
     images: Sequence[Volume]
     bundle: Bundle
     clock: Clock
     progress: Callable[[float], None] | None
-    device: str
+    costs: Mapping[str, float]
+    """Of each member, what its networks see in all: patches times their voxels."""
     ways: list[Way] = field(default_factory=list)
     done: dict[str, float] = field(default_factory=dict)
     """Of each member's windows, the share that is done."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Voxels that each member's networks see in all."""
-    patches: dict[str, int] = field(default_factory=dict)
-    """That each member's networks see in all."""
 
     @property
     def turn(self) -> Reorientation:
@@ -74,28 +73,36 @@ class Case:
         codes = self.images[0].grid.axis_codes
         return Reorientation.between(codes, self.bundle.orientation or codes)
 
-    def network_input(self, opened: OpenMember, earlier: Mapping[str, NDArray[np.integer]]) -> NetworkInput:
+    @property
+    def frame(self) -> Frame:
+        """The grid as the networks see it."""
+        return frame_of(self.images[0].grid, self.bundle)
+
+    def network_input(
+        self, opened: OpenMember, earlier: Mapping[str, NDArray[np.integer]], device: str
+    ) -> NetworkInput:
         """What a member's networks see."""
         turn, stage = self.turn, opened.member.previous_stage
-        spacing = turn.grid(self.images[0].grid).spacing_mm
         turned = [turn.apply(volume.voxels) for volume in self.images]
         channels = turned[0][None] if len(turned) == 1 else np.stack(turned)
         previous = None if stage is None else earlier[stage]
-        return preprocess(channels, spacing, opened.member.plan, previous, self.device)
+        return preprocess(channels, self.frame.spacing_mm, opened.member.plan, previous, device)
 
-    def told(self, opened: OpenMember, seen: NetworkInput) -> Callable[[float], None] | None:
-        """Progress of one member, as a share of all members' windows as far as they are known."""
-        name, windowing = opened.member.name, opened.windowing
-        windows = window_count(seen.image.shape[1:], windowing.patch)
-        self.patches[name] = windows * len(opened.networks) * len(windowing.flips)
-        self.weights[name] = float(self.patches[name] * np.prod(windowing.patch))
+    def told(self, name: str) -> Callable[[float], None] | None:
+        """Progress of one member, as a share of all."""
         whole = self.progress
         if whole is None:
             return None
 
         def tell(share: float) -> None:
             self.done[name] = share
-            total = sum(self.weights.values()) / len(self.weights) * len(self.bundle.members)
-            whole(min(1.0, sum(self.weights[each] * part for each, part in self.done.items()) / total))
+            whole(sum(self.costs[each] * part for each, part in self.done.items()) / sum(self.costs.values()))
 
         return tell
+
+
+def frame_of(grid: Grid, bundle: Bundle) -> Frame:
+    """A grid, turned into the frame that a bundle's networks were trained in."""
+    codes = grid.axis_codes
+    turned = Reorientation.between(codes, bundle.orientation or codes).grid(grid)
+    return Frame(turned.shape, turned.spacing_mm)

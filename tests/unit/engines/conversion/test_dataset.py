@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from engines.conversion.dataset import Labels, read_labels
 from engines.errors import BundleError
-from engines.model.dataset import Labels, read_labels
 
 TUMOUR = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3}
 
