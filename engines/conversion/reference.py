@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -25,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from engines.errors import BackendUnavailable, BundleError, UnsuitableVolume
+from engines.inference.passage import Clock
 from engines.model.bundle import Bundle, Member
 from engines.model.certificate import Turned
 from engines.model.plan import PICTURES
@@ -143,7 +143,7 @@ class NnunetPredictor:
 
     def _predicted(self, image: NDArray[np.float32], spacing: Sequence[float]) -> Predicted:
         """Labels of an array (C, D, H, W) as the model wants it, in the same frame."""
-        clock = _Clock()
+        clock = Clock()
         with _quiet(), TemporaryDirectory(prefix="hilum-") as scratch:
             labels = self._labels(image, spacing, Path(scratch), clock)
             with clock.stage("labels"):
@@ -156,7 +156,7 @@ class NnunetPredictor:
             return self._members[member].logits(patch)
 
     def _labels(
-        self, image: NDArray[np.float32], spacing: Sequence[float], scratch: Path, clock: _Clock
+        self, image: NDArray[np.float32], spacing: Sequence[float], scratch: Path, clock: Clock
     ) -> NDArray[Any]:
         """Stage after stage; the probabilities of an ensemble's members are averaged as nnU-Net does, from files."""
         from nnunetv2.ensembling.ensemble import average_probabilities
@@ -221,7 +221,7 @@ class _NnunetMember:
         spacing: Sequence[float],
         previous: NDArray[np.float32] | None,
         keep: Path | None,
-        clock: _Clock,
+        clock: Clock,
     ) -> NDArray[Any]:
         """Labels (D, H, W) of an image (C, D, H, W), and its probabilities into a file where one is named."""
         from nnunetv2.inference.data_iterators import PreprocessAdapterFromNpy
@@ -354,17 +354,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-class _Clock:
-    """Seconds of each stage, summed."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Measure what runs inside."""
-        begin = time.perf_counter()
-        yield
-        self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - begin

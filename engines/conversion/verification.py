@@ -24,7 +24,6 @@ from engines.inference.trial import (
     OpenSegmenter,
     engine_key,
     held_against_reference,
-    logits_error,
     measure,
 )
 from engines.model.bundle import Bundle
@@ -147,7 +146,7 @@ def _nnunet_labels(bundle: Bundle, cases: Sequence[Case], demand: Verification, 
         labels.append(answer.labels)
         turned.append(answer.turned)
     crops = [(member.name, member.parity()) for member in bundle.members]
-    error = max(logits_error(predictor.logits(name, crop.image), crop) for name, crop in crops)
+    error = max(crop.error(predictor.logits(name, crop.image)) for name, crop in crops)
     return _Theirs(predictor.compared_with, tuple(labels), tuple(turned), error)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-import numpy as np
 import torch
 
 from engines.backends.base import REFERENCE, Answer, Backend, Engine, Placement, Precision, Weights
@@ -136,9 +135,9 @@ def disagreement(opened: OpenMember, crop: ParityCrop) -> str | None:
     if opened.answer == "features":
         head = head_of(opened.member.plan, [opened.member.weights(opened.member.folds[0])])
         tensor = (head.matrix @ tensor.flatten(1) + head.bias[:, None]).reshape(-1, *tensor.shape[1:])
-    answer = tensor.numpy()[(slice(None), *(slice(None, None, crop.step),) * (tensor.ndim - 1))]
-    error = float(np.abs(answer - crop.logits).max()) / max(float(crop.logits.std()), 1e-12)
-    agreement = float((answer.argmax(axis=0) == crop.logits.argmax(axis=0)).mean())
+    answer = tensor.numpy()
+    error = crop.error(answer)
+    agreement = float((crop.kept(answer).argmax(axis=0) == crop.logits.argmax(axis=0)).mean())
     # Written so that an answer which is not a number fails too.
     allowed = TOLERANCES[network.precision]
     if error <= allowed.error and agreement >= allowed.agreement:

@@ -22,7 +22,7 @@ from engines.errors import UnsuitableVolume
 from engines.inference.cases import only_or_all
 from engines.inference.estimate import Estimate
 from engines.inference.segmenter import Segmentation
-from engines.model.bundle import Bundle, Member, ParityCrop
+from engines.model.bundle import Bundle, Member
 from engines.model.certificate import (
     PATH_REVISION,
     Certificate,
@@ -129,7 +129,7 @@ def measure(bundle: Bundle, engine: Engine, placement: Placement) -> Trial:
 def _measured(backend: Backend, member: Member, placement: Placement) -> tuple[float, float]:
     crop = member.parity()
     image = torch.from_numpy(crop.image)
-    error = logits_error(next(iter(backend.answers([image]))).float().cpu().numpy(), crop)
+    error = crop.error(next(iter(backend.answers([image]))).float().cpu().numpy())
     group = placement.lanes * placement.batch
     _seconds(backend, image, group)  # the first try pays for what is made on first use
     begin, best = time.perf_counter(), float("inf")
@@ -146,12 +146,6 @@ def _seconds(backend: Backend, image: torch.Tensor, count: int) -> float:
         pass
     backend.finish()
     return time.perf_counter() - started
-
-
-def logits_error(answer: NDArray[np.float32], crop: ParityCrop) -> float:
-    """Largest error of a logit, (outputs, *patch), at the voxels that a parity crop keeps, in standard deviations."""
-    sampled = answer[(slice(None), *(slice(None, None, crop.step),) * (answer.ndim - 1))]
-    return float(np.abs(sampled - crop.logits).max()) / max(float(crop.logits.std()), 1e-12)
 
 
 def held_against_reference(

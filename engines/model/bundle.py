@@ -156,6 +156,14 @@ class ParityCrop:
     logits: NDArray[np.float32]
     step: int
 
+    def kept(self, answer: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of an answer (outputs, *patch), the voxels that `logits` holds."""
+        return answer[(slice(None), *(slice(None, None, self.step),) * (answer.ndim - 1))]
+
+    def error(self, answer: NDArray[np.float32]) -> float:
+        """Largest error of a logit of an answer (outputs, *patch), in standard deviations of `logits`."""
+        return float(np.abs(self.kept(answer) - self.logits).max()) / max(float(self.logits.std()), 1e-12)
+
 
 @dataclass(frozen=True, eq=False)
 class MemberContents:

@@ -165,14 +165,15 @@ def run_side(name: str, case: Case, folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(case.threads)
     warnings.filterwarnings("ignore", module="nnunetv2")
-    open_side = _nnunet if name == NNUNET else _ours
     voxels = np.load(folder / "volume.npy").astype(np.float32)
     affine = np.diag([*reversed(case.spacing_mm), 1.0])[:, [2, 1, 0, 3]]
     volume = Volume(Grid(case.shape, affine), voxels, "CT")
     bundle = load_bundle(folder / "bundle")
     before = _reset_peak()
     began = time.perf_counter()
-    segment = open_side(bundle, name, case.threads)
+    from inference import nnunet_side, our_side  # what its libraries take is part of a side
+
+    segment = nnunet_side(bundle) if name == NNUNET else our_side(bundle, name, case.threads)
     opened = time.perf_counter() - began
     _warm(segment, volume)
     processor, began = _processor_s(), time.perf_counter()
@@ -185,31 +186,6 @@ def run_side(name: str, case: Case, folder: Path) -> dict[str, Any]:
         "processor_s": _processor_s() - processor,
         "peak_bytes": _peak() - before,
     }
-
-
-def _nnunet(bundle: Any, _name: str, _threads: int) -> Callable[[Any], Any]:
-    from engines.conversion.reference import NnunetPredictor
-
-    predictor = NnunetPredictor(bundle)
-
-    def run(volume: Any) -> Any:
-        result = predictor.segment([volume])
-        return result.seconds, result.labels
-
-    return run
-
-
-def _ours(bundle: Any, name: str, threads: int) -> Callable[[Any], Any]:
-    from engines.backends.base import Engine, Placement
-    from engines.inference.segmenter import Segmenter
-
-    segmenter = Segmenter.open(bundle, Engine.parse(name), Placement.told(threads=threads))
-
-    def run(volume: Any) -> Any:
-        result = segmenter.segment(volume)
-        return result.seconds, result.label_map.labels
-
-    return run
 
 
 def _warm(segment: Callable[[Any], Any], volume: Any) -> None:
