@@ -22,7 +22,6 @@ from engines.conversion.nnunet import Description, import_results_folders
 from engines.conversion.plans import read_plan
 from engines.errors import UnsuitableVolume
 from engines.inference.segmenter import Segmenter
-from engines.measures import dice
 from engines.model.bundle import Bundle
 from engines.model.network import tensors
 from engines.preprocessing.preprocess import preprocess
@@ -134,24 +133,10 @@ def segmented(bundle: Bundle, images: Volume | Sequence[Volume], engine: str) ->
         return segmenter.segment(images).label_map.labels
 
 
-def assert_agree(labels: NDArray[Any], expected: NDArray[Any], *, exact: bool) -> None:
-    """In a map that is no trivial one: all but two voxels and one in 10,000; or 99.95 %, and Dice 0.99 for each label.
-
-    The first is for the reference, which sums as nnU-Net does; each voxel that still differs hangs by the last digit
-    of a resampled logit.
-    """
-    assert labels.shape == expected.shape
-    found = np.unique(expected)
-    assert len(found) > 2
-    different = int((labels != expected).sum())
-    if exact:
-        assert different <= 2 + expected.size / 10_000
-    assert different <= 0.0005 * expected.size
-    assert min(dice(labels == label, expected == label) for label in found) >= 0.99
-
-
 @pytest.mark.parametrize("changes", [{}, {"transpose": (1, 2, 0)}, {"torch_resampling": True}])
-def test_cascade_equals_nnunet(changes: Any, nnunet_model: Any, recipe: Any, hippocampus: Volume) -> None:
+def test_cascade_equals_nnunet(
+    changes: Any, nnunet_model: Any, recipe: Any, hippocampus: Volume, assert_agree: Any
+) -> None:
     """Each stage on the same labels: a network of random weights makes hundreds of differing voxels of one in the
     labels that it is shown, nnU-Net's too.
     """
@@ -172,7 +157,7 @@ def test_cascade_equals_nnunet(changes: Any, nnunet_model: Any, recipe: Any, hip
     assert (second.predicted(voxels, spacing, np.zeros_like(earlier)) != expected).mean() > 0.01
 
 
-def test_regions_equal_nnunet(nnunet_model: Any, recipe: Any, hippocampus: Volume) -> None:
+def test_regions_equal_nnunet(nnunet_model: Any, recipe: Any, hippocampus: Volume, assert_agree: Any) -> None:
     spacing, voxels = hippocampus.grid.spacing_mm, hippocampus.voxels
     chosen = recipe(
         regions=((1, 2, 3), (2, 3), (3,)), spacing=(1.3, 1.1, 1.2), strides=DEEP, orientation="SAR", folds=2
@@ -186,7 +171,7 @@ def test_regions_equal_nnunet(nnunet_model: Any, recipe: Any, hippocampus: Volum
         assert_agree(segmented(model.bundle, hippocampus, engine), expected, exact=exact)
 
 
-def test_several_channels_equal_nnunet(nnunet_model: Any, recipe: Any, hippocampus: Volume) -> None:
+def test_several_channels_equal_nnunet(nnunet_model: Any, recipe: Any, hippocampus: Volume, assert_agree: Any) -> None:
     """An image with a zero frame and one without, each by its own scheme."""
     spacing = hippocampus.grid.spacing_mm
     voxels = several(framed(hippocampus) * 100, 2)
@@ -203,7 +188,9 @@ def test_several_channels_equal_nnunet(nnunet_model: Any, recipe: Any, hippocamp
 
 
 @pytest.mark.parametrize("regions", [(), ((1, 2, 3), (2, 3), (3,))])
-def test_ensemble_of_2d_and_3d_equals_nnunet(regions: Any, nnunet_model: Any, recipe: Any, hippocampus: Volume) -> None:
+def test_ensemble_of_2d_and_3d_equals_nnunet(
+    regions: Any, nnunet_model: Any, recipe: Any, hippocampus: Volume, assert_agree: Any
+) -> None:
     """The mean of their probabilities, softmax or sigmoid, on the image's own grid."""
     spacing, voxels = hippocampus.grid.spacing_mm, hippocampus.voxels
     chosen = {"orientation": "SAR", "regions": regions}

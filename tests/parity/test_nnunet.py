@@ -17,7 +17,6 @@ from engines.inference.arithmetic import DeviceArithmetic, HostArithmetic, Rule
 from engines.inference.labelling import Source, label_volume
 from engines.inference.segmenter import Segmenter
 from engines.inference.sliding_window import Plane, Windowing, gaussian, planes, windows
-from engines.measures import dice
 from engines.preprocessing.preprocess import preprocess
 from engines.volume import Grid, Volume
 
@@ -132,7 +131,9 @@ END_TO_END = {
 
 
 @pytest.mark.parametrize("case", END_TO_END)
-def test_segmenter_equals_nnunet_on_mr(case: str, nnunet_model: Any, recipe: Any, hippocampus: Volume) -> None:
+def test_segmenter_equals_nnunet_on_mr(
+    case: str, nnunet_model: Any, recipe: Any, hippocampus: Volume, assert_agree: Any
+) -> None:
     spacing = hippocampus.grid.spacing_mm
     model = nnunet_model(recipe(**END_TO_END[case]), hippocampus.voxels, spacing)
     for backend, exact in EXACT.items():
@@ -143,7 +144,9 @@ def test_segmenter_equals_nnunet_on_mr(case: str, nnunet_model: Any, recipe: Any
         assert_agree(result.label_map.labels, expected, exact=exact)
 
 
-def test_segmenter_equals_nnunet_on_anisotropic_ct(nnunet_model: Any, recipe: Any, body_ct: Volume) -> None:
+def test_segmenter_equals_nnunet_on_anisotropic_ct(
+    nnunet_model: Any, recipe: Any, body_ct: Volume, assert_agree: Any
+) -> None:
     """12 x 3 x 3 mm: the slice axis is resampled by itself, both ways; the model wants the slices upside down."""
     grid = Grid((28, 101, 122), body_ct.grid.affine @ np.diag([4.0, 1.0, 1.0, 1.0]))
     volume = Volume(grid, body_ct.voxels[::4], "CT")
@@ -166,7 +169,7 @@ def test_segmenter_equals_nnunet_on_anisotropic_ct(nnunet_model: Any, recipe: An
         assert_agree(result.label_map.labels, expected, exact=exact)
 
 
-def test_segmenter_equals_nnunet_in_2d(nnunet_model: Any, recipe: Any, hippocampus: Volume) -> None:
+def test_segmenter_equals_nnunet_in_2d(nnunet_model: Any, recipe: Any, hippocampus: Volume, assert_agree: Any) -> None:
     spacing = hippocampus.grid.spacing_mm
     chosen = recipe(patch=(32, 24), spacing=(1.1, 1.0), strides=((1, 1), (2, 2), (2, 2)))
     volume = Volume(Grid((8, *hippocampus.grid.shape[1:]), hippocampus.grid.affine), hippocampus.voxels[10:18], "MR")
@@ -179,7 +182,7 @@ def test_segmenter_equals_nnunet_in_2d(nnunet_model: Any, recipe: Any, hippocamp
 
 @pytest.mark.parametrize("shape", [(1, 50, 34), (9, 10, 11)])
 def test_volume_smaller_than_the_patch_equals_nnunet(
-    shape: tuple[int, int, int], nnunet_model: Any, recipe: Any, hippocampus: Volume
+    shape: tuple[int, int, int], nnunet_model: Any, recipe: Any, hippocampus: Volume, assert_agree: Any
 ) -> None:
     """One voxel thick, and smaller in every axis."""
     volume = Volume(Grid(shape, hippocampus.grid.affine), hippocampus.voxels[tuple(slice(n) for n in shape)], "MR")
@@ -199,19 +202,3 @@ def test_openvino_equals_torch(network: str, nnunet_model: Any, recipe: Any, hip
     answer = torch.stack([each.clone() for each in OpenVinoBackend.open(plan, weights, placement).answers(patches)])
     assert float((answer - reference).abs().max() / reference.std()) < 1e-3
     assert float((answer.argmax(1) == reference.argmax(1)).float().mean()) >= 0.9995
-
-
-def assert_agree(labels: NDArray[Any], expected: NDArray[Any], *, exact: bool) -> None:
-    """In a map that is no trivial one: all but two voxels and one in 10,000; or 99.95 %, and Dice 0.99 for each label.
-
-    The first is for the reference, which sums as nnU-Net does; each voxel that still differs hangs by the last digit
-    of a resampled logit.
-    """
-    assert labels.shape == expected.shape
-    found = np.unique(expected)
-    assert len(found) > 2
-    different = int((labels != expected).sum())
-    if exact:
-        assert different <= 2 + expected.size / 10_000
-    assert different <= 0.0005 * expected.size
-    assert min(dice(labels == label, expected == label) for label in found) >= 0.99
